@@ -1,0 +1,105 @@
+"""Datasets by kind: what recipes and the command line name. A new format is one file and one line in READERS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from weakly.data.carparts import read_carparts
+from weakly.data.coco import read_coco
+from weakly.data.dataset import Dataset
+from weakly.data.partimagenet import read_partimagenet
+from weakly.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a dataset lies, as a person states it.
+
+    Attributes:
+        kind: key of :data:`READERS`.
+        root: its folder.
+        split: which part of it.
+        annotations: annotation file, for kinds that are one file.
+        images: image folder, for kinds that are one file.
+        allow_ood: read PartImageNet's OOD split too.
+    """
+
+    kind: str
+    root: Path | None
+    split: str
+    annotations: Path | None = None
+    images: Path | None = None
+    allow_ood: bool = False
+
+    def folder(self) -> Path:
+        """The root folder, which must exist."""
+        if self.root is None:
+            raise UserError(f"No folder is given for the {self.kind!r} dataset; name it with --root.")
+        if not self.root.is_dir():
+            raise UserError(f"There is no folder {self.root} with the {self.kind!r} dataset; correct --root.")
+        return self.root
+
+    def below_root(self, path: Path | None, default: str) -> Path:
+        """A stated path, relative to the root where there is one; ``default`` below the root where none is stated."""
+        if path is None:
+            return self.folder() / default
+        return path if self.root is None or path.is_absolute() else self.folder() / path
+
+
+READERS: dict[str, Callable[[Source], Dataset]] = {
+    "partimagenet": lambda s: read_partimagenet(s.folder(), s.split, allow_ood=s.allow_ood),
+    "menagerie": lambda s: read_partimagenet(s.folder(), s.split, name="menagerie", allow_ood=True),
+    "carparts": lambda s: read_carparts(s.folder(), s.split),
+    "coco": lambda s: read_coco(
+        s.below_root(s.annotations, f"annotations/{s.split}.json"),
+        s.below_root(s.images, f"images/{s.split}"),
+        split=s.split,
+    ),
+}
+
+
+def open_dataset(
+    kind: str,
+    root: Path | None,
+    split: str,
+    *,
+    annotations: Path | None = None,
+    images: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    allow_ood: bool = False,
+) -> Dataset:
+    """Open a dataset by kind.
+
+    Args:
+        kind: ``"partimagenet"``, ``"menagerie"``, ``"carparts"`` or ``"coco"``.
+        root: the dataset's folder; for ``"coco"`` optional if ``annotations`` and ``images`` are given.
+        split: ``"train"``, ``"val"``, ``"test"`` ..., as the kind names them.
+        annotations: annotation file of kind ``"coco"`` (default ``annotations/{split}.json`` below the root).
+        images: image folder of kind ``"coco"`` (default ``images/{split}`` below the root).
+        limit: take so many records only.
+        seed: with ``limit``: 0 takes the first records, any other seed a random draw of them, in the file's order.
+        allow_ood: read PartImageNet's OOD split too.
+
+    Raises:
+        UserError: an unknown kind, a missing folder or file, nothing usable in it, or a limit below 1.
+    """
+    if kind not in READERS:
+        raise UserError(f"There is no dataset kind {kind!r}; choose one of {', '.join(READERS)}.")
+    if limit is not None and limit < 1:
+        raise UserError(f"The limit of {limit} records is below 1; give a positive number or none.")
+    source = Source(kind, root, split, annotations, images, allow_ood)
+    dataset = READERS[kind](source)
+    if not dataset.records:
+        first = f" First problem: {dataset.problems[0].message}" if dataset.problems else ""
+        raise UserError(f"The {kind!r} dataset {root or annotations} has no usable image in {split!r}.{first}")
+    if limit is None or limit >= len(dataset):
+        return dataset
+    if seed == 0:
+        return dataset.select(range(limit))
+    drawn = np.random.default_rng(seed).choice(len(dataset), limit, replace=False)
+    return dataset.select([int(i) for i in np.sort(drawn)])

@@ -1,0 +1,333 @@
+"""``weakly data check``: everything that can be wrong with a dataset, before a training run finds it.
+
+One pass over the files, a few images in memory at a time. What is found is a list of
+:class:`~weakly.data.dataset.Problem` (file, index, remedy), counts per check and per category, and a content hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from weakly.data.carparts import FOLDERS as CARPARTS_FOLDERS
+from weakly.data.catalog import open_dataset
+from weakly.data.check_files import image_problems, label_map_problems, size_file_problems
+from weakly.data.dataset import Dataset, Problem
+from weakly.data.images import SUFFIXES
+from weakly.data.partimagenet import is_ood
+
+COMPARED_LABEL_MAPS = 64
+"""So many part maps, evenly spread over the split, are compared with the rasterised polygons."""
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryCount:
+    """How often a category occurs.
+
+    Attributes:
+        name: of the category.
+        images: that show it.
+        boxes: weak labels (clicks where there are no boxes).
+        masks: truth masks.
+    """
+
+    name: str
+    images: int
+    boxes: int
+    masks: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What a check found.
+
+    Attributes:
+        name: of the dataset.
+        split: that was checked.
+        images: usable records.
+        annotations: weak labels on them.
+        unannotated: usable records without a weak label.
+        queries: the number of queries S that images were compared with.
+        over_queries: images with more parts than queries; a method with S queries cannot predict all of them.
+        categories: one count per category, in the vocabulary's order.
+        problems: in the order found: the reader's first, then per image.
+        content_hash: see :func:`content_hash`.
+    """
+
+    name: str
+    split: str
+    images: int
+    annotations: int
+    unannotated: int
+    queries: int
+    over_queries: int
+    categories: tuple[CategoryCount, ...]
+    problems: tuple[Problem, ...]
+    content_hash: str
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """{check: number of problems}, most frequent first."""
+        return dict(Counter(problem.check for problem in self.problems).most_common())
+
+    @property
+    def exit_code(self) -> int:
+        """0: clean, or warnings only (used as is or repaired); 3: at least one record or label is unusable."""
+        return 3 if any(problem.severity == "error" for problem in self.problems) else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, with every problem."""
+        return {
+            "name": self.name,
+            "split": self.split,
+            "images": self.images,
+            "annotations": self.annotations,
+            "unannotated": self.unannotated,
+            "queries": self.queries,
+            "over_queries": self.over_queries,
+            "content_hash": self.content_hash,
+            "exit_code": self.exit_code,
+            "counts": self.counts,
+            "categories": [
+                {"name": c.name, "images": c.images, "boxes": c.boxes, "masks": c.masks} for c in self.categories
+            ],
+            "problems": [
+                {
+                    "check": p.check,
+                    "severity": p.severity,
+                    "file": p.file,
+                    "index": p.index,
+                    "message": p.message,
+                    "remedy": p.remedy,
+                }
+                for p in self.problems
+            ],
+        }
+
+    def print(self, console: Console, *, lines_per_check: int = 10) -> None:
+        """Tables of categories and checks, then one line per problem (the first few of every check)."""
+        console.print(_category_table(self))
+        console.print(
+            f"{self.images} images, {self.annotations} annotations, {self.unannotated} images without; "
+            f"{self.over_queries} images with more than {self.queries} parts; content {self.content_hash[:16]}"
+        )
+        if not self.problems:
+            console.print("No problems found.")
+            return
+        console.print(_check_table(self))
+        shown: Counter[str] = Counter()
+        for problem in self.problems:
+            shown[problem.check] += 1
+            if shown[problem.check] <= lines_per_check:
+                console.print(escape(str(problem)), soft_wrap=True, highlight=False)
+        for check, count in shown.items():
+            if count > lines_per_check:
+                console.print(f"{check}: {count - lines_per_check} more; the JSON report has all of them.")
+
+    def text(self, *, lines_per_check: int = 10, width: int = 120) -> str:
+        """What :meth:`print` prints, as plain text."""
+        stream = io.StringIO()
+        self.print(Console(file=stream, width=width, no_color=True), lines_per_check=lines_per_check)
+        return stream.getvalue()
+
+
+def check(
+    kind: str,
+    root: Path | None,
+    split: str,
+    *,
+    annotations: Path | None = None,
+    images: Path | None = None,
+    queries: int = 25,
+    fast: bool = False,
+    workers: int = 4,
+    progress: Callable[[int, int], None] | None = None,
+) -> CheckReport:
+    """Open a dataset and check it; arguments as :func:`~weakly.data.catalog.open_dataset` and :func:`check_dataset`.
+
+    PartImageNet's OOD split is checked too, and reported.
+
+    Raises:
+        UserError: there is nothing to check: the folder, the annotation file or every image is missing.
+    """
+    dataset = open_dataset(kind, root, split, annotations=annotations, images=images, allow_ood=True)
+    found = [] if root is None else list(_split_problems(kind, root, dataset))
+    return check_dataset(dataset, queries=queries, fast=fast, workers=workers, progress=progress, also=tuple(found))
+
+
+def check_dataset(
+    dataset: Dataset,
+    *,
+    queries: int = 25,
+    fast: bool = False,
+    workers: int = 4,
+    progress: Callable[[int, int], None] | None = None,
+    also: tuple[Problem, ...] = (),
+) -> CheckReport:
+    """Open every file of a dataset.
+
+    Args:
+        dataset: with the problems its reader found.
+        queries: S; images with more parts are counted.
+        fast: read headers only: sizes and formats, no truncated files and no label values.
+        workers: threads that decode; each holds one image and its part map.
+        progress: called with (images done, images in all) after each image.
+        also: problems already known about the dataset as a whole.
+    """
+    problems = [*also, *dataset.problems]
+    compared = set(np.linspace(0, len(dataset) - 1, min(len(dataset), COMPARED_LABEL_MAPS)).astype(int).tolist())
+    size_files = _size_file_folder(dataset)
+
+    def inspect(position: int) -> list[Problem]:
+        record = dataset.records[position]
+        found = list(image_problems(record, fast=fast))
+        found += label_map_problems(dataset, position, fast=fast, compare=position in compared)
+        if size_files is not None:
+            found += size_file_problems(record, size_files)
+        found += _crowded(dataset, position, queries)
+        return found
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for done, found in enumerate(pool.map(inspect, range(len(dataset))), 1):
+            problems += found
+            if progress is not None:
+                progress(done, len(dataset))
+    parts = [_part_labels(dataset, i) for i in range(len(dataset))]
+    return CheckReport(
+        name=dataset.name,
+        split=dataset.split,
+        images=len(dataset),
+        annotations=sum(len(labels) for labels in parts),
+        unannotated=sum(len(labels) == 0 for labels in parts),
+        queries=queries,
+        over_queries=sum(len(labels) > queries for labels in parts),
+        categories=_category_counts(dataset, parts),
+        problems=tuple(problems),
+        content_hash=content_hash(dataset),
+    )
+
+
+def content_hash(dataset: Dataset) -> str:
+    """SHA-256 (hex) of the annotation file's bytes and of every record's image name and file size.
+
+    It changes when labels or images do, but not when the folder moves: features computed for one hash fit no other.
+    """
+    digest = hashlib.sha256()
+    annotations = dataset.extra.get("annotations")
+    if annotations is not None:
+        with Path(annotations).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    entries = sorted((sample.path.name, str(sample.image_id), _file_size(sample.path)) for sample in dataset)
+    for name, image_id, size in entries:
+        digest.update(f"{name}\0{image_id}\0{size}\0".encode())
+    return digest.hexdigest()
+
+
+def _file_size(path: Path) -> int:
+    """Bytes of a file; -1 if it has gone since the dataset was opened (which the check itself reports)."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def leaked_stems(dataset: Dataset, others: Mapping[str, set[str]]) -> Iterator[Problem]:
+    """Images whose stem also occurs in another split.
+
+    Args:
+        dataset: the split that is checked.
+        others: {other split: stems of its image files}.
+    """
+    for sample in dataset:
+        for split, stems in others.items():
+            if sample.path.stem in stems:
+                message = f"An image with the stem {sample.path.stem!r} is in split {split!r} too."
+                remedy = "Remove it from one of them, or scores are too good."
+                yield Problem("split-leak", "error", str(sample.path), f"image id {sample.image_id}", message, remedy)
+
+
+def _split_problems(kind: str, root: Path, dataset: Dataset) -> Iterator[Problem]:
+    if kind == "partimagenet" and is_ood(root, dataset.split):
+        message = f"The object classes of split {dataset.split!r} are disjoint from another split's: the OOD split."
+        remedy = "Use PartImageNet_Seg, unless the OOD split is what you want."
+        yield Problem("ood-split", "error", str(root), dataset.split, message, remedy)
+    yield from leaked_stems(dataset, _stems_elsewhere(kind, root, dataset.split))
+
+
+def _stems_elsewhere(kind: str, root: Path, split: str) -> dict[str, set[str]]:
+    """{other split: stems of its image files}, from the folders alone."""
+    if kind == "carparts":
+        own = CARPARTS_FOLDERS.get(split)
+        folders = {name: root / name / "JPEGImages" for name in set(CARPARTS_FOLDERS.values()) - {own}}
+    else:
+        parent = root / "images"
+        folders = {path.name: path for path in sorted(parent.iterdir())} if parent.is_dir() else {}
+        folders.pop(split, None)
+    return {
+        name: {path.stem for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
+        for name, folder in folders.items()
+        if folder.is_dir()
+    }
+
+
+def _size_file_folder(dataset: Dataset) -> Path | None:
+    """The folder of ``<stem>.json`` size files, where the dataset ships any."""
+    folder, annotations = dataset.extra.get("label_maps"), dataset.extra.get("annotations")
+    if folder is None:
+        return None
+    return Path(folder) if any(p.suffix == ".json" and p != annotations for p in Path(folder).iterdir()) else None
+
+
+def _part_labels(dataset: Dataset, position: int) -> list[int]:
+    """Category of every weak label of an image: its boxes, or its points where there are no boxes."""
+    sample = dataset[position]
+    given = sample.boxes if sample.boxes is not None else sample.points
+    return [] if given is None else [int(label) for label in given.labels]
+
+
+def _crowded(dataset: Dataset, position: int, queries: int) -> list[Problem]:
+    count = len(_part_labels(dataset, position))
+    if count <= queries:
+        return []
+    sample = dataset[position]
+    message = f"The image has {count} parts but a method with {queries} queries predicts at most {queries}."
+    remedy = "Raise the number of queries, or accept that the rest is missed."
+    return [
+        Problem("more-parts-than-queries", "warning", str(sample.path), f"image id {sample.image_id}", message, remedy)
+    ]
+
+
+def _category_counts(dataset: Dataset, parts: list[list[int]]) -> tuple[CategoryCount, ...]:
+    boxes = Counter(label for labels in parts for label in labels)
+    images = Counter(label for labels in parts for label in set(labels))
+    masks = Counter(label for record in dataset.records for label, _ in record.truth)
+    return tuple(CategoryCount(n, images[i], boxes[i], masks[i]) for i, n in enumerate(dataset.vocabulary.names))
+
+
+def _category_table(report: CheckReport) -> Table:
+    table = Table("category", title=f"{report.name} / {report.split}")
+    for heading in ("images", "boxes", "masks"):
+        table.add_column(heading, justify="right")
+    for c in report.categories:
+        table.add_row(escape(c.name), str(c.images), str(c.boxes), str(c.masks))
+    return table
+
+
+def _check_table(report: CheckReport) -> Table:
+    table = Table("check", "severity", title="problems")
+    table.add_column("count", justify="right")
+    severity = {problem.check: problem.severity for problem in report.problems}
+    for name, count in report.counts.items():
+        table.add_row(name, severity[name], str(count))
+    return table
