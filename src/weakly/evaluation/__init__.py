@@ -1,0 +1,24 @@
+"""Protocols and metrics: how a segmentation is scored, and how the score is written down."""
+
+from weakly.evaluation.coco_results import read_coco_results
+from weakly.evaluation.confusion import ConfusionMatrix, Figures
+from weakly.evaluation.pairs import OfficialOptions
+from weakly.evaluation.protocols import PROTOCOLS, Evaluator, Scores
+from weakly.evaluation.records import Record, read_records, update_records, write_records
+from weakly.evaluation.table import protocol_table, render_protocols
+
+__all__ = [
+    "PROTOCOLS",
+    "ConfusionMatrix",
+    "Evaluator",
+    "Figures",
+    "OfficialOptions",
+    "Record",
+    "Scores",
+    "protocol_table",
+    "read_coco_results",
+    "read_records",
+    "render_protocols",
+    "update_records",
+    "write_records",
+]
