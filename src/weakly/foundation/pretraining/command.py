@@ -1,0 +1,104 @@
+"""``weakly foundation train-sam``: pictures, training, measuring and release of the bundled SAM in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from weakly.data.dataset import Dataset
+from weakly.foundation.pretraining.measure import PromptScores, dataset_masks, measure_prompts, world_parts
+from weakly.foundation.pretraining.pictures import render_bank
+from weakly.foundation.pretraining.release import release_sam
+from weakly.foundation.pretraining.sam import SamTraining, train_sam
+from weakly.foundation.sam import SamSegmenter, load_segmenter
+from weakly.foundation.small_sam import SmallSamConfig
+
+LEAVES = 3072
+WORLDS = 6016
+MEASURED_WORLDS = 200
+
+Progress = Callable[[str, int, int], None]
+
+
+def scaled(training: SamTraining, steps: int | None) -> SamTraining:
+    """The recipe with its stages shortened or lengthened in proportion to ``steps`` in all."""
+    if steps is None:
+        return training
+    factor = steps / training.total_steps
+    return replace(
+        training,
+        stages=tuple(replace(stage, steps=max(1, round(stage.steps * factor))) for stage in training.stages),
+    )
+
+
+def make_sam(
+    out: Path,
+    *,
+    steps: int | None = None,
+    leaves: int = LEAVES,
+    worlds: int = WORLDS,
+    measured: int = MEASURED_WORLDS,
+    workers: int = 1,
+    seed: int = 0,
+    device: str = "cpu",
+    config: SmallSamConfig | None = None,
+    photographs: Dataset | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> dict[str, PromptScores]:
+    """Render, train, measure on unseen worlds, and write ``out/sam`` in the bundled form. A stopped call goes on.
+
+    Args:
+        out: folder of pictures, checkpoint, log and result.
+        steps: optimiser steps in all; default: the bundled model's.
+        leaves: dead-leaves pictures.
+        worlds: pre-training worlds.
+        measured: unseen worlds to measure on.
+        workers: processes that render.
+        seed: of weights, batches and prompts.
+        device: torch device.
+        config: sizes of the model; default: the bundled model's.
+        photographs: real images with masks to measure on as well; never trained on.
+        progress: called with (what, done, total).
+
+    Returns:
+        Figures by data set, as in the model card.
+    """
+    config = config or SmallSamConfig()
+    training = scaled(SamTraining(seed=seed), steps)
+    size = config.image_size
+
+    def rendering(name: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(f"rendering {name}", done, total)
+
+    banks = {
+        name: render_bank(out, name, count, size=size, workers=workers, progress=rendering(name))
+        for name, count in (("leaves", leaves), ("worlds", worlds))
+    }
+    model = train_sam(
+        banks["leaves"],
+        banks["worlds"],
+        out,
+        config,
+        training,
+        device=device,
+        report=lambda step, _: progress("training", step, training.total_steps),
+    )
+    pictures = {"dead-leaves pictures": len(banks["leaves"]), "Menagerie worlds": len(banks["worlds"])}
+    release_sam(model, out / "sam", config, training, pictures, {})
+    # Measured as released: fp16 weights read back from the folder.
+    segmenter = load_segmenter(str(out / "sam"), device=device)
+    scores = measure(segmenter, measured, size, photographs)
+    release_sam(model, out / "sam", config, training, pictures, scores)
+    return scores
+
+
+def measure(
+    segmenter: SamSegmenter, worlds: int, size: int, photographs: Dataset | None = None
+) -> dict[str, PromptScores]:
+    """Figures on parts of unseen worlds and, where given, on photographs."""
+    scores = {"parts of unseen Menagerie worlds": measure_prompts(segmenter, world_parts(worlds, size=size))}
+    if photographs is not None:
+        name = f"{photographs.name}, {photographs.split} split (photographs, never trained on)"
+        scores[name] = measure_prompts(segmenter, dataset_masks(photographs))
+    return scores

@@ -1,0 +1,175 @@
+"""Batches for training a SAM: crops, photometric change, and prompts with the masks they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from weakly.foundation.pretraining.pictures import PictureBank
+
+LEVEL_WEIGHTS = (0.22, 0.56, 0.22)
+"""How often a prompt asks for a whole, a part, a sub-part."""
+
+
+@dataclass(frozen=True, eq=False)
+class PromptBatch:
+    """A training step's input.
+
+    Attributes:
+        pixels: (B, 3, S, S) float32 in [0, 1].
+        masks: (N, S, S) bool, the mask each prompt asks for.
+        boxes: (N, 4) float32 exact frame boxes.
+        points: (N, 2) float32, a pixel inside each mask.
+        image_index: (N,) int64.
+        is_part: (N,) bool, the mask is a part (not a whole or a sub-part).
+    """
+
+    pixels: Tensor
+    masks: Tensor
+    boxes: Tensor
+    points: Tensor
+    image_index: Tensor
+    is_part: Tensor
+
+    def to(self, device: torch.device) -> PromptBatch:
+        """The same batch on another device."""
+        return PromptBatch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+def draw_batch(
+    rng: np.random.Generator,
+    banks: Sequence[tuple[PictureBank, float]],
+    size: int,
+    pictures: int,
+    prompts: int,
+    min_area: int = 24,
+) -> PromptBatch:
+    """``pictures`` crops at ``size`` pixels with up to ``prompts`` masks each; each bank with its probability."""
+    shares = [share for _, share in banks]
+    images, masks, owners, is_part = [], [], [], []
+    while len(images) < pictures:
+        bank = banks[int(rng.choice(len(banks), p=shares))][0]
+        row = int(rng.integers(len(bank)))
+        image, levels = _crop(rng, bank.images[row], bank.levels[row], size)
+        chosen = _choose(rng, levels, prompts, min_area)
+        if not chosen:
+            continue
+        masks.extend(levels[level] == region for level, region in chosen)
+        is_part.extend(level == 1 for level, _ in chosen)
+        owners.extend([len(images)] * len(chosen))
+        images.append(image)
+    stacked = np.stack(masks)
+    return PromptBatch(
+        pixels=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255,
+        masks=torch.from_numpy(stacked),
+        boxes=torch.from_numpy(tight_boxes(stacked)),
+        points=torch.from_numpy(inner_points(rng, stacked)),
+        image_index=torch.tensor(owners),
+        is_part=torch.tensor(is_part),
+    )
+
+
+def _crop(
+    rng: np.random.Generator, image: NDArray[np.uint8], levels: NDArray[np.uint8], size: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A square crop resized to ``size``: the whole picture half of the time; mirrored, sometimes turned."""
+    full = image.shape[0]
+    side = full if rng.random() < 0.5 else int(rng.integers(full // 2, full + 1))
+    y, x = (int(rng.integers(full - side + 1)) for _ in range(2))
+    image, levels = image[y : y + side, x : x + side], levels[:, y : y + side, x : x + side]
+    if side != size:
+        shrink = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
+        image = cv2.resize(np.ascontiguousarray(image), (size, size), interpolation=shrink)
+        levels = np.stack([cv2.resize(level, (size, size), interpolation=cv2.INTER_NEAREST) for level in levels])
+    if rng.random() < 0.5:
+        image, levels = image[:, ::-1], levels[:, :, ::-1]
+    turns = int(rng.integers(1, 4)) if rng.random() < 0.15 else 0
+    return np.rot90(image, turns).copy(), np.rot90(levels, turns, axes=(1, 2)).copy()
+
+
+def _choose(
+    rng: np.random.Generator, levels: NDArray[np.uint8], prompts: int, min_area: int
+) -> list[tuple[int, int]]:
+    """Up to ``prompts`` distinct (level, region id) pairs, levels drawn by :data:`LEVEL_WEIGHTS`."""
+    pairs, weights = [], []
+    for level, share in enumerate(LEVEL_WEIGHTS):
+        regions = np.flatnonzero(np.bincount(levels[level].ravel(), minlength=256)[1:] >= min_area) + 1
+        pairs.extend((level, int(region)) for region in regions)
+        weights.extend([share / len(regions)] * len(regions) if len(regions) else [])
+    if not pairs:
+        return []
+    p = np.asarray(weights) / np.sum(weights)
+    take = rng.choice(len(pairs), size=min(prompts, len(pairs)), replace=False, p=p)
+    return [pairs[i] for i in take]
+
+
+def tight_boxes(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(N, 4) float32 extents ``x0, y0, x1, y1`` (x1, y1 exclusive) of non-empty (N, H, W) masks."""
+    columns, rows = masks.any(1), masks.any(2)
+    x0, y0 = columns.argmax(1), rows.argmax(1)
+    x1 = masks.shape[2] - columns[:, ::-1].argmax(1)
+    y1 = masks.shape[1] - rows[:, ::-1].argmax(1)
+    return np.stack([x0, y0, x1, y1], 1).astype(np.float32)
+
+
+def centre_points(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(N, 2) float32 x, y: the mask's pixel nearest to the centre of its box."""
+    boxes = tight_boxes(masks)
+    centre = (boxes[:, :2] + boxes[:, 2:] - 1) / 2
+    y, x = np.ogrid[: masks.shape[1], : masks.shape[2]]
+    distance = (x - centre[:, 0, None, None]) ** 2 + (y - centre[:, 1, None, None]) ** 2
+    nearest = np.where(masks, distance, np.inf).reshape(len(masks), -1).argmin(1)
+    return np.stack([nearest % masks.shape[2], nearest // masks.shape[2]], 1).astype(np.float32)
+
+
+def inner_points(rng: np.random.Generator, masks: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(N, 2) float32 x, y: half of them the mask's pixel nearest to the box centre, half any pixel of the mask."""
+    height, width = masks.shape[1:]
+    noise = rng.random((1, height, width), np.float32)
+    anywhere = np.where(masks, noise, -1).reshape(len(masks), -1).argmax(1)
+    random_points = np.stack([anywhere % width, anywhere // width], 1).astype(np.float32)
+    central = rng.random(len(masks)) < 0.5
+    return np.where(central[:, None], centre_points(masks), random_points).astype(np.float32)
+
+
+def jitter_boxes(boxes: Tensor, generator: torch.Generator, sigma: float = 0.06, exact: float = 0.4) -> Tensor:
+    """(N, 4) boxes with Gaussian noise of ``sigma`` times their sides; a fraction ``exact`` stays as it is."""
+    sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    noise = torch.randn(boxes.shape, generator=generator) * sides * sigma
+    moved = torch.rand(len(boxes), 1, generator=generator) >= exact
+    return boxes + noise * moved
+
+
+def photometric(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Strong photometric change of (B, 3, S, S) images in [0, 1], independent per image; geometry stays."""
+    b = len(pixels)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.empty(b, *shape).uniform_(low, high, generator=generator)
+
+    def some(probability: float) -> Tensor:
+        return (torch.rand(b, 1, 1, 1, generator=generator) < probability).float()
+
+    x = pixels
+    if torch.rand((), generator=generator) < 0.25:
+        x = x[:, torch.randperm(3, generator=generator)]
+    grey = x.mean(1, keepdim=True)
+    x = torch.lerp(x, grey.expand_as(x), some(0.12) + (1 - some(0.12)) * uniform(-0.4, 0.6, 1, 1, 1).clamp(max=1))
+    invert = some(0.06)
+    x = x * (1 - invert) + (1 - x) * invert
+    x = x.clamp(1e-3, 1) ** torch.exp(uniform(-0.5, 0.5, 1, 1, 1))
+    x = (x - 0.5) * torch.exp(uniform(-0.6, 0.35, 1, 1, 1)) + 0.5 + uniform(-0.15, 0.15, 3, 1, 1)
+    ramp = torch.linspace(-1, 1, x.shape[-1])
+    light = uniform(-0.3, 0.3, 1, 1, 1) * ramp + uniform(-0.3, 0.3, 1, 1, 1) * ramp[:, None]
+    x = x * (1 + light * some(0.5))
+    soft = functional.avg_pool2d(functional.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    x = torch.lerp(x, soft, some(0.3) * uniform(0.3, 1.0, 1, 1, 1))
+    noise = torch.randn(x.shape, generator=generator)
+    return (x + noise * uniform(0, 0.05, 1, 1, 1) * some(0.5)).clamp(0, 1)

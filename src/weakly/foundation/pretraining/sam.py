@@ -1,0 +1,282 @@
+"""Training the bundled SAM with SAM's own recipe, in proportion to a CPU.
+
+Boxes with jitter and points ask for wholes, parts and sub-parts; box prompts train the single-mask output, point
+prompts the best of the three masks (multimask minimum); the IoU head regresses what each mask achieves (Kirillov et
+al. 2023, section 3 and appendix A). The loss is 2 BCE + dice at the decoder's resolution, against coverage rather
+than a hard mask, so that boundaries between two decoder pixels are learned too.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+from transformers import SamModel
+
+from weakly.errors import UserError
+from weakly.foundation.pretraining.pictures import PictureBank
+from weakly.foundation.pretraining.prompts import PromptBatch, draw_batch, jitter_boxes, photometric
+from weakly.foundation.promptable import PIXEL_MEAN, PIXEL_STD
+from weakly.foundation.small_sam import SmallSamConfig, build_small_sam
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training at one picture size.
+
+    Attributes:
+        size: S in pixels; the convolutional encoder and the normalised coordinates take any multiple of 32.
+        steps: optimiser steps.
+        pictures: pictures per step.
+        prompts: prompts per picture.
+        worlds: share of rendered worlds; the other pictures are dead leaves.
+    """
+
+    size: int
+    steps: int
+    worlds: float = 0.75
+    pictures: int = 8
+    prompts: int = 8
+
+
+@dataclass(frozen=True)
+class SamTraining:
+    """The recipe of the bundled SAM.
+
+    Attributes:
+        stages: coarse to fine: small pictures teach what a part is, full ones where it ends.
+        lr: peak learning rate of AdamW; linear warm-up, then cosine to zero over all stages.
+        warmup: steps.
+        weight_decay: AdamW's, on weights of two or more dimensions.
+        clip: largest gradient norm.
+        box_share: fraction of prompts that are boxes; the others are points.
+        seed: of weights, batches and prompts.
+    """
+
+    stages: tuple[Stage, ...] = field(default=(Stage(128, 2000), Stage(256, 650)))
+    lr: float = 8e-4
+    warmup: int = 100
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    box_share: float = 0.6
+    seed: int = 0
+
+    @property
+    def total_steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    def stage_at(self, step: int) -> Stage:
+        """The stage that step ``step`` (0-based) belongs to."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage
+            step -= stage.steps
+        return self.stages[-1]
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step ``step``."""
+        warm = min(1.0, (step + 1) / self.warmup)
+        return self.lr * warm * 0.5 * (1 + float(np.cos(np.pi * min(1.0, step / self.total_steps))))
+
+
+def position_grid(model: SamModel, size: tuple[int, int]) -> Tensor:
+    """(1, C, h, w) positional encoding of the cell centres of an (h, w) grid, as SAM's dense encoding."""
+    height, width = size
+    rows, columns = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
+    y, x = torch.meshgrid(rows.to(model.device), columns.to(model.device), indexing="ij")
+    encoded: Tensor = model.shared_image_embedding(torch.stack([x, y], -1))
+    return encoded.permute(2, 0, 1)[None]
+
+
+def all_masks(model: SamModel, embeddings: Tensor, tokens: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
+    """All four masks of each prompt: logits (N, 4, 4h, 4w) and predicted IoU (N, 4); mask 0 is the single output.
+
+    The library's decoder returns either mask 0 or masks 1..3; training needs all four of one pass.
+    """
+    decoder = model.mask_decoder
+    n, (h, w) = len(tokens), embeddings.shape[-2:]
+    queries = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(n, -1, -1)
+    image = (embeddings + model.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1))[image_index]
+    out, image = decoder.transformer(
+        point_embeddings=torch.cat([queries, tokens], 1)[:, None],
+        image_embeddings=image,
+        image_positional_embeddings=position_grid(model, (h, w)).expand(n, -1, -1, -1),
+        attention_similarity=None,
+    )
+    image = image.transpose(2, 3).reshape(n, -1, h, w)
+    upscaled = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(image)))
+    upscaled = decoder.activation(decoder.upscale_conv2(upscaled))
+    filters = torch.stack([mlp(out[:, 0, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], 1)
+    return torch.einsum("nkc,nchw->nkhw", filters, upscaled), decoder.iou_prediction_head(out[:, 0, 0])
+
+
+def prompt_tokens(model: SamModel, boxes: Tensor, points: Tensor, is_box: Tensor, size: int) -> Tensor:
+    """(N, 2, D) tokens: corners where ``is_box``, else the point and the padding token. Coordinates in pixels."""
+    encoder = model.prompt_encoder
+    corners = encoder.shared_embedding((boxes.view(-1, 2, 2) + 0.5) / size)
+    corners = corners + torch.stack([encoder.point_embed[2].weight[0], encoder.point_embed[3].weight[0]])
+    point = encoder.shared_embedding((points + 0.5) / size) + encoder.point_embed[1].weight[0]
+    padding = encoder.not_a_point_embed.weight.expand_as(point)
+    return torch.where(is_box[:, None, None], corners, torch.stack([point, padding], 1))
+
+
+def sam_loss(logits: Tensor, predicted_iou: Tensor, batch: PromptBatch, is_box: Tensor) -> dict[str, Tensor]:
+    """Mask and IoU losses of (N, 4, h, w) logits.
+
+    Box prompts (and points on parts, at half weight) train mask 0; point prompts train the best of masks 1..3.
+    """
+    coverage = functional.interpolate(batch.masks[:, None].float(), logits.shape[-2:], mode="area")
+    bce = functional.binary_cross_entropy_with_logits(logits, coverage.expand_as(logits), reduction="none")
+    bce = bce.mean((2, 3))
+    probability = logits.sigmoid()
+    overlap = (probability * coverage).sum((2, 3))
+    dice = 1 - (2 * overlap + 1) / (probability.sum((2, 3)) + coverage.sum((2, 3)) + 1)
+    mask_loss = 2 * bce + dice
+    box, point = is_box.float(), (~is_box).float()
+    best = mask_loss[:, 1:].min(1).values
+    single = mask_loss[:, 0] * (box + 0.5 * point * batch.is_part.float())
+    multi = best * (point + 0.3 * box)
+    with torch.no_grad():
+        hard, truth = logits > 0, coverage > 0.5
+        union = (hard | truth).sum((2, 3)).clamp(min=1)
+        iou = (hard & truth).sum((2, 3)) / union
+    iou_loss = functional.mse_loss(predicted_iou, iou)
+    return {
+        "loss": (single + multi).mean() + iou_loss,
+        "box_iou": (iou[:, 0] * box).sum() / box.sum().clamp(min=1),
+        "point_iou": (iou[:, 1:].max(1).values * point).sum() / point.sum().clamp(min=1),
+        "iou_loss": iou_loss.detach(),
+    }
+
+
+def train_sam(
+    leaves: PictureBank,
+    worlds: PictureBank | None,
+    work: Path,
+    config: SmallSamConfig | None = None,
+    training: SamTraining | None = None,
+    *,
+    report: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    save_every: int = 100,
+    until: int | None = None,
+    device: str = "cpu",
+) -> SamModel:
+    """Train to the end of the last stage (or to step ``until``); a checkpoint in ``work`` is continued.
+
+    Args:
+        leaves: dead leaves at the largest stage's size.
+        worlds: rendered worlds of the same size; None while no stage that needs them is reached.
+        work: folder of the checkpoint and of ``log.jsonl``.
+        config: the model's sizes.
+        training: the recipe.
+        report: called every 10 steps with (step, {"loss", "box_iou", "point_iou", "iou_loss", "seconds"}).
+        save_every: steps between checkpoints.
+        until: stop after this step; the next call goes on.
+        device: where the model trains; pictures are cut and changed on the CPU.
+
+    Raises:
+        UserError: ``work`` holds a checkpoint of another recipe.
+    """
+    config, training = config or SmallSamConfig(), training or SamTraining()
+    torch.manual_seed(training.seed)
+    model = build_small_sam(config).to(device)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad and "mask_embed" not in name}
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": [p for p in trained.values() if p.ndim >= 2], "weight_decay": training.weight_decay},
+            {"params": [p for p in trained.values() if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=training.lr,
+    )
+    work.mkdir(parents=True, exist_ok=True)
+    start = _resume(model, optimiser, work, training)
+    clock = time.monotonic()
+    last = training.total_steps if until is None else until
+    for step in range(start, last):
+        stage = training.stage_at(step)
+        rng = np.random.default_rng(np.random.SeedSequence([training.seed, step]))
+        generator = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
+        banks = [(leaves, 1.0)] if worlds is None else [(leaves, 1 - stage.worlds), (worlds, stage.worlds)]
+        batch = draw_batch(rng, banks, stage.size, stage.pictures, stage.prompts)
+        values = _step(model, optimiser, batch, training, step, stage.size, generator)
+        if step % 10 == 9:
+            numbers = {key: float(value) for key, value in values.items()}
+            numbers["seconds"] = time.monotonic() - clock
+            with (work / "log.jsonl").open("a") as log:
+                log.write(json.dumps({"step": step + 1, "size": stage.size, **numbers}) + "\n")
+            report(step + 1, numbers)
+        if (step + 1) % save_every == 0 or step + 1 == last:
+            _save_checkpoint(model, optimiser, work, training, step + 1)
+    return model.eval()
+
+
+def _step(
+    model: SamModel,
+    optimiser: torch.optim.Optimizer,
+    batch: PromptBatch,
+    training: SamTraining,
+    step: int,
+    size: int,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    for group in optimiser.param_groups:
+        group["lr"] = training.rate(step)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    pixels = (photometric(batch.pixels, generator) - mean) / std
+    is_box = torch.rand(len(batch.masks), generator=generator) < training.box_share
+    boxes = jitter_boxes(batch.boxes, generator)
+    pixels, is_box, boxes = (value.to(model.device) for value in (pixels, is_box, boxes))
+    batch = batch.to(model.device)
+    embeddings = model.vision_encoder(pixels).last_hidden_state
+    tokens = prompt_tokens(model, boxes, batch.points, is_box, size)
+    logits, predicted = all_masks(model, embeddings, tokens, batch.image_index)
+    losses = sam_loss(logits, predicted, batch, is_box)
+    optimiser.zero_grad(set_to_none=True)
+    losses["loss"].backward()
+    torch.nn.utils.clip_grad_norm_((p for group in optimiser.param_groups for p in group["params"]), training.clip)
+    optimiser.step()
+    return {key: value.detach() for key, value in losses.items()}
+
+
+def _save_checkpoint(
+    model: SamModel, optimiser: torch.optim.Optimizer, work: Path, training: SamTraining, step: int
+) -> None:
+    tensors = {f"model.{key}": value.contiguous() for key, value in model.state_dict().items()}
+    tensors.pop("model.prompt_encoder.shared_embedding.positional_embedding")
+    for index, state in optimiser.state_dict()["state"].items():
+        tensors.update({f"optimiser.{index}.{key}": value for key, value in state.items()})
+    metadata = {"step": str(step), "training": json.dumps(asdict(training))}
+    temporary = work / "checkpoint.tmp"
+    save_file(tensors, temporary, metadata=metadata)
+    temporary.replace(work / "checkpoint.safetensors")
+
+
+def _resume(model: SamModel, optimiser: torch.optim.Optimizer, work: Path, training: SamTraining) -> int:
+    """Restore a checkpoint if there is one; the step to go on with."""
+    path = work / "checkpoint.safetensors"
+    if not path.is_file():
+        return 0
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    if json.loads(metadata["training"]) != json.loads(json.dumps(asdict(training))):
+        raise UserError(f"{path} belongs to another recipe; give another --work folder or the same options.")
+    tensors = load_file(path)
+    weights = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
+    gaussian = weights["shared_image_embedding.positional_embedding"]
+    model.load_state_dict({**weights, "prompt_encoder.shared_embedding.positional_embedding": gaussian})
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimiser."):
+            _, index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    return int(metadata["step"])
