@@ -194,7 +194,8 @@ def rle_boxes(rles: Sequence[Rle]) -> NDArray[np.float32]:
 def rle_to_json(rle: Rle) -> dict[str, Any]:
     """JSON form of an RLE: string counts."""
     counts = rle["counts"]
-    return {"size": [int(v) for v in rle["size"]], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+    text = counts.decode("ascii") if isinstance(counts, bytes) else counts
+    return {"size": [int(v) for v in rle["size"]], "counts": text}
 
 
 def rle_from_coco(segmentation: Any, size: tuple[int, int]) -> Rle:

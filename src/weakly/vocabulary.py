@@ -44,6 +44,7 @@ class Vocabulary:
 
     @classmethod
     def from_names(cls, names: Iterable[str]) -> Vocabulary:
+        """Categories without objects, numbered in the order given."""
         return cls(tuple(Category(name) for name in names))
 
     def __len__(self) -> int:
@@ -51,6 +52,7 @@ class Vocabulary:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Category names in index order."""
         return tuple(category.name for category in self.categories)
 
     @property
@@ -76,8 +78,9 @@ class Vocabulary:
 
     def palette(self) -> NDArray[np.uint8]:
         """(C + 1, 3) uint8 RGB: hues by golden ratio, parts of one object alternating in value; last row black."""
+        saturations, values = (0.85, 0.55, 0.7), (1.0, 0.95, 0.8)
         colours = [
-            colorsys.hsv_to_rgb((0.61803398875 * i + 0.05) % 1.0, (0.85, 0.55, 0.7)[i % 3], (1.0, 0.95, 0.8)[i // 3 % 3])
+            colorsys.hsv_to_rgb((0.61803398875 * i + 0.05) % 1.0, saturations[i % 3], values[i // 3 % 3])
             for i in range(len(self))
         ]
         return (np.array([*colours, (0.0, 0.0, 0.0)]) * 255).round().astype(np.uint8)
@@ -88,6 +91,7 @@ class Vocabulary:
 
     @classmethod
     def from_dict(cls, rows: Iterable[dict[str, str | int | None]]) -> Vocabulary:
+        """The inverse of :meth:`to_dict`."""
         return cls(
             tuple(
                 Category(

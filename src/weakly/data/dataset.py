@@ -91,6 +91,7 @@ class Dataset:
         return read_image(self[index].path)
 
     def has_truth(self) -> bool:
+        """Whether any image has true masks or a true label map."""
         return any(record.truth or record.label_map_path for record in self.records)
 
     def truth(self, index: int) -> Segmentation:

@@ -1,0 +1,1 @@
+"""Frozen models behind one protocol, and the features they make."""

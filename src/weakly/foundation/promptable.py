@@ -116,6 +116,7 @@ class PromptableSegmenter(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return next(self.parameters()).device
 
     def frame(self, size: tuple[int, int]) -> Frame:
@@ -147,7 +148,7 @@ class PromptableSegmenter(nn.Module, ABC):
 
     @abstractmethod
     def box_tokens(self, boxes: Tensor) -> Tensor:
-        """(N, 4) frame boxes ``x0, y0, x1, y1`` to (N, 2, D) tokens (spec wps-sam section 2)."""
+        """(N, 4) frame boxes ``x0, y0, x1, y1`` to (N, 2, D) tokens."""
 
     @abstractmethod
     def point_tokens(self, points: Tensor, boxes: Tensor | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import SamModel
 
@@ -116,7 +117,7 @@ def load_segmenter(name: str, *, pad: Pad = "sam", device: str = "cpu") -> SamSe
     Raises:
         UserError: there is no such file or model, or it is no SAM.
     """
-    return SamSegmenter(_load_model(name), name, pad).to(device)  # type: ignore[return-value]
+    return SamSegmenter(_load_model(name), name, pad).to(device)
 
 
 def _load_model(name: str) -> SamModel:
@@ -130,8 +131,13 @@ def _load_model(name: str) -> SamModel:
     if not path.is_dir() and (path.is_absolute() or name.startswith(".") or name == "bundled"):
         raise UserError(f"There is no segmenter at {path}; give a folder, a .pth file, a hub id or 'bundled'.")
     try:
-        model: SamModel = SamModel.from_pretrained(str(path) if path.is_dir() else name, weights_only=True)
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"Segmenter {name!r} could not be loaded ({first_line}) Check the name or the folder.") from error
+        model, loading = SamModel.from_pretrained(
+            str(path) if path.is_dir() else name, weights_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".:")
+        raise UserError(f"Segmenter {name!r} could not be loaded ({reason}); check the name or the folder.") from error
+    absent = sorted(loading["missing_keys"]) + sorted(key for key, *_ in loading["mismatched_keys"])
+    if absent:  # the library would go on with random weights
+        raise UserError(f"Segmenter {name!r} is no SAM: its weights lack {absent[0]}; give a SAM 1 checkpoint.")
     return model

@@ -6,6 +6,7 @@ convolutional pyramid learns and runs many times faster. Everything downstream s
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,11 +40,18 @@ class SmallSamConfig:
     stride = 8
 
     def to_dict(self) -> dict[str, Any]:
+        """As in ``small_sam.json``."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SmallSamConfig:
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        """The inverse of :meth:`to_dict`, also after JSON has made lists of the tuples.
+
+        Raises:
+            TypeError: a key is none of the attributes.
+        """
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -61,9 +69,9 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        x_in = x
-        x = self.conv1(functional.gelu(self.norm1(x)))
-        return x_in + self.conv2(functional.gelu(self.norm2(x)))
+        """(B, channels, h, w) to the same shape."""
+        change: Tensor = self.conv1(functional.gelu(self.norm1(x)))
+        return x + self.conv2(functional.gelu(self.norm2(change)))
 
 
 class PyramidEncoder(nn.Module):
@@ -78,8 +86,7 @@ class PyramidEncoder(nn.Module):
         channels = (config.stem, *config.stages)
         self.stem = nn.Conv2d(3, config.stem, 3, stride=2, padding=1)
         self.down = nn.ModuleList(
-            nn.Conv2d(before, after, 3, stride=2, padding=1)
-            for before, after in zip(channels, channels[1:], strict=False)
+            nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in itertools.pairwise(channels)
         )
         self.stages = nn.ModuleList(
             nn.Sequential(*(ResidualBlock(width) for _ in range(count)))
@@ -92,6 +99,7 @@ class PyramidEncoder(nn.Module):
         self.out_norm = norm(config.width)
 
     def embed(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) to (B, width, S/8, S/8)."""
         x = self.stem(pixels.contiguous(memory_format=torch.channels_last))
         levels = []
         for down, stage in zip(self.down, self.stages, strict=True):
@@ -112,8 +120,9 @@ class PyramidEncoder(nn.Module):
 def build_small_sam(config: SmallSamConfig) -> SamModel:
     """A ``SamModel`` with random weights and the pyramid as its ``vision_encoder``.
 
-    The positional Gaussian matrix is drawn from N(0, 1) and fixed, as in SAM; the library's own initialisation
-    scales it by half the encoder width and leaves it trainable.
+    Weights are drawn as in SAM, not as the library does: the positional Gaussian matrix from N(0, 1) and fixed (the
+    library scales it by half the encoder width and trains it), layers by torch's own rule (the library's N(0, 0.02)
+    leaves a decoder this narrow almost silent, and it takes thousands of steps to wake up).
     """
     patch = config.stride
     vision = SamVisionConfig(
@@ -128,7 +137,7 @@ def build_small_sam(config: SmallSamConfig) -> SamModel:
     )
     prompt = SamPromptEncoderConfig(hidden_size=config.width, image_size=config.image_size, patch_size=patch)
     decoder = SamMaskDecoderConfig(
-        hidden_size=config.width, mlp_dim=config.mlp_dim, iou_head_hidden_dim=config.width, num_attention_heads=8
+        hidden_size=config.width, mlp_dim=config.mlp_dim, iou_head_hidden_dim=config.width, num_attention_heads=4
     )
     model = SamModel(
         SamConfig(
@@ -138,6 +147,9 @@ def build_small_sam(config: SmallSamConfig) -> SamModel:
         )
     )
     model.vision_encoder = PyramidEncoder(config)
+    for module in (*model.prompt_encoder.modules(), *model.mask_decoder.modules()):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.Embedding):
+            module.reset_parameters()
     gaussian = torch.randn(2, config.width // 2)
     for embedding in (model.shared_image_embedding, model.prompt_encoder.shared_embedding):
         embedding.positional_embedding = nn.Parameter(gaussian, requires_grad=False)

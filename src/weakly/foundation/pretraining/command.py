@@ -44,7 +44,7 @@ def make_sam(
     device: str = "cpu",
     config: SmallSamConfig | None = None,
     photographs: Dataset | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = lambda _what, _done, _total: None,
 ) -> dict[str, PromptScores]:
     """Render, train, measure on unseen worlds, and write ``out/sam`` in the bundled form. A stopped call goes on.
 

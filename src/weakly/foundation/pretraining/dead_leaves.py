@@ -60,9 +60,7 @@ def two_colours(rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[
     return base, base + (other - base) * np.float32(rng.uniform(0.05, 0.7))
 
 
-def paint(
-    rng: np.random.Generator, patterns: list[NDArray[np.float32]], shape: tuple[int, int]
-) -> NDArray[np.float32]:
+def paint(rng: np.random.Generator, patterns: list[NDArray[np.float32]], shape: tuple[int, int]) -> NDArray[np.float32]:
     """(*shape, 3) float32 RGB: a random window of one of the picture's patterns between two colours."""
     field = patterns[int(rng.integers(len(patterns)))]
     y, x = (int(rng.integers(field.shape[0] - extent + 1)) for extent in shape)
@@ -102,7 +100,8 @@ def window(points: NDArray[np.int32], size: int) -> tuple[slice, slice]:
     """The part of the picture a polygon covers, 3 pixels wider for its soft edge."""
     low = np.clip(points.min(0) - 3, 0, size - 1)
     high = np.clip(points.max(0) + 4, 1, size)
-    return slice(int(low[1]), max(int(high[1]), int(low[1]) + 1)), slice(int(low[0]), max(int(high[0]), int(low[0]) + 1))
+    (x0, y0), (x1, y1) = low.tolist(), np.maximum(high, low + 1).tolist()
+    return slice(y0, y1), slice(x0, x1)
 
 
 def stamp(points: NDArray[np.int32], roi: tuple[slice, slice]) -> NDArray[np.bool_]:
@@ -123,7 +122,7 @@ def dead_leaves(seed: int, index: int, size: int = 256) -> Picture:
         whole += 1
         members = int(rng.choice([1, 1, 2, 3, 4, 6]))
         centre = rng.uniform(0, size, 2)
-        spread = size * float(np.exp(rng.uniform(np.log(0.05), np.log(0.33))))
+        spread = size * float(np.exp(rng.uniform(np.log(0.07), np.log(0.4))))
         family, _ = two_colours(rng)
         likeness = np.float32(rng.uniform(0.2, 0.7) if members > 1 else 0.0)
         for _ in range(members):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from weakly.foundation.promptable import PromptableSegmenter
 
 MEASURING_SEED = 730_002
 """Seed of the unseen worlds the bundled SAM is measured on: neither a pre-training nor a downstream seed."""
+
+Truth: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.bool_]]
+"""An image (H, W, 3) and the masks (N, H, W) on it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class PromptScores:
     images: int
 
 
-def world_parts(count: int, seed: int = MEASURING_SEED, size: int = 256) -> Iterable[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+def world_parts(count: int, seed: int = MEASURING_SEED, size: int = 256) -> Iterable[Truth]:
     """``count`` unseen worlds as (image (S, S, 3), part masks (N, S, S)); worlds without a part are left out."""
     for index in range(count):
         scene = render_scene(seed, index, size)
@@ -47,7 +51,7 @@ def world_parts(count: int, seed: int = MEASURING_SEED, size: int = 256) -> Iter
             yield scene.image, scene.part_map == ids[:, None, None]
 
 
-def dataset_masks(dataset: Dataset, limit: int | None = None) -> Iterable[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+def dataset_masks(dataset: Dataset, limit: int | None = None) -> Iterable[Truth]:
     """Images and non-empty truth masks of a dataset, at original size."""
     for index in range(len(dataset) if limit is None else min(limit, len(dataset))):
         masks = dataset.truth(index).masks()
@@ -57,11 +61,12 @@ def dataset_masks(dataset: Dataset, limit: int | None = None) -> Iterable[tuple[
 
 
 @torch.no_grad()
-def measure_prompts(
-    segmenter: PromptableSegmenter, pictures: Iterable[tuple[NDArray[np.uint8], NDArray[np.bool_]]]
-) -> PromptScores:
+def measure_prompts(segmenter: PromptableSegmenter, pictures: Iterable[Truth]) -> PromptScores:
     """Prompt with each mask's own box and with its pixel nearest to the box centre."""
-    box, point, single, images = [], [], [], 0
+    box: list[Tensor] = []
+    point: list[Tensor] = []
+    single: list[Tensor] = []
+    images = 0
     for image, masks in pictures:
         images += 1
         frame = segmenter.frame(image.shape[:2])
@@ -79,7 +84,7 @@ def measure_prompts(
             full = frame.logits_to_image(logits.flatten(0, 1)) > 0
             into.append(best_iou(full.view(len(masks), -1, *truth.shape[1:]), truth))
     means = [float(torch.cat(values).mean()) for values in (box, point, single)]
-    return PromptScores(*means, masks=sum(len(values) for values in box), images=images)
+    return PromptScores(means[0], means[1], means[2], masks=sum(map(len, box)), images=images)
 
 
 def best_iou(predicted: Tensor, truth: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from weakly.data.menagerie.scene import render_scene
 from weakly.foundation.pretraining.dead_leaves import Picture, dead_leaves
 
 PRETRAINING_SEED = 730_001
@@ -23,7 +25,6 @@ CHUNK = 64
 
 def world(seed: int, index: int, size: int) -> Picture:
     """A rendered scene with its names taken away: region ids of objects, parts and sub-parts."""
-    from weakly.data.menagerie.scene import render_scene
     scene = render_scene(seed, index, size)
     return Picture(scene.image, np.stack([scene.object_map, scene.part_map, scene.detail_map]).astype(np.uint8))
 
@@ -55,7 +56,7 @@ def render_bank(
     seed: int = PRETRAINING_SEED,
     size: int = 256,
     workers: int = 1,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> PictureBank:
     """Render ``count`` pictures, 6 bytes per pixel each; chunks that exist are kept, so a killed run goes on.
 
@@ -65,7 +66,7 @@ def render_bank(
         count: number of pictures, rounded up to a whole chunk of 64.
         seed: the world's seed.
         size: S, pixels.
-        workers: processes.
+        workers: processes; one renders in this process.
         progress: called with (pictures done, pictures wanted).
     """
     home = folder / f"{source}-{seed}-{size}"
@@ -73,9 +74,12 @@ def render_bank(
     chunks = -(-count // CHUNK)
     missing = [chunk for chunk in range(chunks) if not _chunk_file(home, chunk).is_file()]
     progress((chunks - len(missing)) * CHUNK, chunks * CHUNK)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs = [(home, source, chunk, seed, size) for chunk in missing]
-        for done, _ in enumerate(pool.map(_render_chunk, jobs), start=1):
+    jobs = [(home, source, chunk, seed, size) for chunk in missing]
+    with ExitStack() as stack:
+        run: Callable[..., Iterable[None]] = map
+        if workers > 1:
+            run = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn"))).map
+        for done, _ in enumerate(run(_render_chunk, jobs), start=1):
             progress((chunks - len(missing) + done) * CHUNK, chunks * CHUNK)
     data = np.concatenate([np.load(_chunk_file(home, chunk)) for chunk in range(chunks)])
     return PictureBank(data[:, :3].transpose(0, 2, 3, 1), data[:, 3:])

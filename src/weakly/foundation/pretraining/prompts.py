@@ -14,8 +14,11 @@ from torch.nn import functional
 
 from weakly.foundation.pretraining.pictures import PictureBank
 
-LEVEL_WEIGHTS = (0.22, 0.56, 0.22)
+LEVEL_WEIGHTS = (0.2, 0.65, 0.15)
 """How often a prompt asks for a whole, a part, a sub-part."""
+
+FULL_PICTURE = 0.4
+"""Fraction of the pictures shown whole; the others are close-ups of one region."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +56,14 @@ def draw_batch(
 ) -> PromptBatch:
     """``pictures`` crops at ``size`` pixels with up to ``prompts`` masks each; each bank with its probability."""
     shares = [share for _, share in banks]
-    images, masks, owners, is_part = [], [], [], []
+    images: list[NDArray[np.uint8]] = []
+    masks: list[NDArray[np.bool_]] = []
+    owners: list[int] = []
+    is_part: list[bool] = []
     while len(images) < pictures:
         bank = banks[int(rng.choice(len(banks), p=shares))][0]
         row = int(rng.integers(len(bank)))
-        image, levels = _crop(rng, bank.images[row], bank.levels[row], size)
+        image, levels = _crop(rng, bank.images[row], bank.levels[row], size, min_area)
         chosen = _choose(rng, levels, prompts, min_area)
         if not chosen:
             continue
@@ -77,12 +83,11 @@ def draw_batch(
 
 
 def _crop(
-    rng: np.random.Generator, image: NDArray[np.uint8], levels: NDArray[np.uint8], size: int
+    rng: np.random.Generator, image: NDArray[np.uint8], levels: NDArray[np.uint8], size: int, min_area: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A square crop resized to ``size``: the whole picture half of the time; mirrored, sometimes turned."""
+    """A square crop resized to ``size``: the whole picture or a close-up; mirrored, sometimes turned."""
     full = image.shape[0]
-    side = full if rng.random() < 0.5 else int(rng.integers(full // 2, full + 1))
-    y, x = (int(rng.integers(full - side + 1)) for _ in range(2))
+    y, x, side = (0, 0, full) if rng.random() < FULL_PICTURE else _close_up(rng, levels, min_area)
     image, levels = image[y : y + side, x : x + side], levels[:, y : y + side, x : x + side]
     if side != size:
         shrink = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
@@ -94,19 +99,40 @@ def _crop(
     return np.rot90(image, turns).copy(), np.rot90(levels, turns, axes=(1, 2)).copy()
 
 
-def _choose(
-    rng: np.random.Generator, levels: NDArray[np.uint8], prompts: int, min_area: int
-) -> list[tuple[int, int]]:
-    """Up to ``prompts`` distinct (level, region id) pairs, levels drawn by :data:`LEVEL_WEIGHTS`."""
-    pairs, weights = [], []
+def _close_up(rng: np.random.Generator, levels: NDArray[np.uint8], min_area: int) -> tuple[int, int, int]:
+    """Corner y, x and side of a square in which one region's longer side takes up 20 to 80 % of the width.
+
+    Most parts are a few pixels in the whole picture; close up they teach what a boundary is.
+    """
+    full = levels.shape[1]
+    chosen = _choose(rng, levels, 1, min_area)
+    if not chosen:
+        return 0, 0, full
+    level, region = chosen[0]
+    x0, y0, x1, y1 = tight_boxes((levels[level] == region)[None])[0]
+    side = int(np.clip(max(x1 - x0, y1 - y0) / rng.uniform(0.2, 0.8), full // 4, full))
+    centre = np.array([y0 + y1, x0 + x1]) / 2 + rng.uniform(-0.15, 0.15, 2) * side
+    y, x = np.clip(centre - side / 2, 0, full - side).astype(int)
+    return int(y), int(x), side
+
+
+def _choose(rng: np.random.Generator, levels: NDArray[np.uint8], prompts: int, min_area: int) -> list[tuple[int, int]]:
+    """Up to ``prompts`` distinct (level, region id) pairs, levels drawn by :data:`LEVEL_WEIGHTS`.
+
+    Within a level large regions come more often, in proportion to the root of their area.
+    """
+    pairs: list[tuple[int, int]] = []
+    weights: list[NDArray[np.float64]] = []
     for level, share in enumerate(LEVEL_WEIGHTS):
-        regions = np.flatnonzero(np.bincount(levels[level].ravel(), minlength=256)[1:] >= min_area) + 1
-        pairs.extend((level, int(region)) for region in regions)
-        weights.extend([share / len(regions)] * len(regions) if len(regions) else [])
+        areas = np.bincount(levels[level].ravel(), minlength=256)[1:]
+        regions = np.flatnonzero(areas >= min_area)
+        extents = np.sqrt(areas[regions])
+        pairs.extend((level, int(region) + 1) for region in regions)
+        weights.append(share * extents / max(extents.sum(), 1.0))
     if not pairs:
         return []
-    p = np.asarray(weights) / np.sum(weights)
-    take = rng.choice(len(pairs), size=min(prompts, len(pairs)), replace=False, p=p)
+    p = np.concatenate(weights)
+    take = rng.choice(len(pairs), size=min(prompts, len(pairs)), replace=False, p=p / p.sum())
     return [pairs[i] for i in take]
 
 
@@ -165,7 +191,7 @@ def photometric(pixels: Tensor, generator: torch.Generator) -> Tensor:
     invert = some(0.06)
     x = x * (1 - invert) + (1 - x) * invert
     x = x.clamp(1e-3, 1) ** torch.exp(uniform(-0.5, 0.5, 1, 1, 1))
-    x = (x - 0.5) * torch.exp(uniform(-0.6, 0.35, 1, 1, 1)) + 0.5 + uniform(-0.15, 0.15, 3, 1, 1)
+    x = (x - 0.5) * torch.exp(uniform(-0.4, 0.35, 1, 1, 1)) + 0.5 + uniform(-0.1, 0.1, 3, 1, 1)
     ramp = torch.linspace(-1, 1, x.shape[-1])
     light = uniform(-0.3, 0.3, 1, 1, 1) * ramp + uniform(-0.3, 0.3, 1, 1, 1) * ramp[:, None]
     x = x * (1 + light * some(0.5))

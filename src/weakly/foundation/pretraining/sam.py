@@ -62,7 +62,7 @@ class SamTraining:
         seed: of weights, batches and prompts.
     """
 
-    stages: tuple[Stage, ...] = field(default=(Stage(128, 2000), Stage(256, 650)))
+    stages: tuple[Stage, ...] = field(default=(Stage(128, 1500), Stage(256, 650)))
     lr: float = 8e-4
     warmup: int = 100
     weight_decay: float = 0.01
@@ -72,6 +72,7 @@ class SamTraining:
 
     @property
     def total_steps(self) -> int:
+        """Steps of all stages together."""
         return sum(stage.steps for stage in self.stages)
 
     def stage_at(self, step: int) -> Stage:
@@ -165,7 +166,7 @@ def train_sam(
     config: SmallSamConfig | None = None,
     training: SamTraining | None = None,
     *,
-    report: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    report: Callable[[int, dict[str, float]], None] = lambda _step, _values: None,
     save_every: int = 100,
     until: int | None = None,
     device: str = "cpu",
