@@ -1,0 +1,184 @@
+"""What every method promises, so that `fit`, `evaluate`, `predict` and `report` can serve it without knowing it.
+
+A method is a folder ``weakly/methods/<name>/`` whose package exposes ``METHOD``: a :class:`Method`. Nothing else
+registers it. The engine finds it by name (:func:`find_method`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from weakly.data.dataset import Dataset
+from weakly.errors import UserError
+from weakly.segmentation import Segmentation
+from weakly.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ImageSource:
+    """One image to predict on, read when its turn comes.
+
+    Attributes:
+        image_id: what COCO results call it.
+        path: the file.
+        read: returns (H, W, 3) uint8 RGB; raises UserError where the file cannot be read.
+    """
+
+    image_id: int | str
+    path: Path
+    read: Callable[[], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An image that could not be used: one line in the report, never the run."""
+
+    image_id: int | str
+    path: Path
+    reason: str
+
+
+def quiet(title: str, done: int, total: int) -> None:
+    """Progress that nobody wants to see."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a run keeps what it computes.
+
+    Attributes:
+        run: the run's own folder.
+        features: root of the feature stores, shared between runs.
+        device: torch device for frozen models and prediction.
+        feature_dtype: ``"float32" | "float16" | "int8"`` of stored features.
+        feature_budget: bytes of features that may be held in memory.
+        progress: told ``(title, done, total)`` by long computations; the last call has done = total.
+    """
+
+    run: Path
+    features: Path
+    device: str = "cpu"
+    feature_dtype: str = "float16"
+    feature_budget: int = 4 << 30
+    progress: Callable[[str, int, int], None] = quiet
+
+
+class Learner(lightning.LightningModule, ABC):
+    """The training side of a method: what Lightning drives.
+
+    Parameters that train are exactly those of ``self.student``; frozen models are not sub-modules, so checkpoints
+    hold the student alone.
+    """
+
+    @abstractmethod
+    def loader(self, data: Any, *, batch_size: int, shuffle: bool, seed: int) -> DataLoader[Any]:
+        """Batches over what :meth:`Method.prepare` returned. Shuffling depends on ``seed`` and the epoch alone."""
+
+
+class Predictor(ABC):
+    """The inference side of a method: images in, segmentations at original size out. No labels."""
+
+    vocabulary: Vocabulary
+
+    @abstractmethod
+    def predict(self, sources: Sequence[ImageSource], *, batch_size: int) -> Iterator[Segmentation | Skipped]:
+        """One result per source, in order. A source that cannot be read yields :class:`Skipped`."""
+
+    def predict_images(self, images: Sequence[NDArray[np.uint8]], *, batch_size: int = 8) -> list[Segmentation]:
+        """Segmentations of (H, W, 3) uint8 RGB images in memory, in order."""
+        sources = [ImageSource(i, Path(f"image {i}"), partial(_as_is, image)) for i, image in enumerate(images)]
+        results = self.predict(sources, batch_size=batch_size)
+        return [result for result in results if isinstance(result, Segmentation)]
+
+
+def _as_is(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return image
+
+
+@dataclass(frozen=True)
+class Score:
+    """An upper bound or a baseline that comes with every evaluation, e.g. true boxes as prompts.
+
+    Attributes:
+        method: ``"oracle"``, ...
+        supervision: ``"box"``, ``"point"``, ...
+        results: one segmentation per image of the dataset.
+    """
+
+    method: str
+    supervision: str
+    results: Callable[[], Iterator[Segmentation]]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Method(ABC):
+    """A method as the engine sees it: six verbs around a typed ``Settings`` dataclass.
+
+    Attributes:
+        name: folder name and value of ``method`` in recipes and records.
+        Settings: frozen dataclass; its fields are the keys of a recipe's ``settings:`` section.
+        supervisions: the weak labels it can learn from.
+        presets: named sections of a recipe (``settings``, ``optimisation`` ...) that depart from the defaults.
+        reference_settings: names of the settings that :meth:`references` depends on, so that runs which differ in
+            others share its results; None: all of them.
+    """
+
+    name: ClassVar[str]
+    Settings: ClassVar[type[Any]]
+    supervisions: ClassVar[tuple[str, ...]]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    reference_settings: ClassVar[tuple[str, ...] | None] = None
+
+    @abstractmethod
+    def prepare(self, settings: Any, dataset: Dataset, workspace: Workspace) -> Any:
+        """Everything frozen, once: features and targets of one dataset. Resumable; returns training data."""
+
+    @abstractmethod
+    def learner(self, settings: Any, vocabulary: Vocabulary, optimisation: Any, total_steps: int) -> Learner:
+        """A fresh learner. Deterministic under ``torch.manual_seed``."""
+
+    @abstractmethod
+    def save(self, learner: Learner, folder: Path, card: dict[str, Any]) -> None:
+        """Write the student, its settings and vocabulary and a model card to ``folder`` (atomically)."""
+
+    @abstractmethod
+    def load(self, folder: Path, workspace: Workspace) -> Predictor:
+        """The predictor of a folder that :meth:`save` wrote."""
+
+    def references(self, settings: Any, dataset: Dataset, workspace: Workspace) -> list[Score]:  # noqa: ARG002
+        """Upper bounds and baselines that come with every evaluation; none by default."""
+        return []
+
+
+def method_names() -> list[str]:
+    """Names of the installed methods: the sub-packages of :mod:`weakly.methods` that expose ``METHOD``."""
+    import weakly.methods as package  # noqa: PLC0415 - the package is what is searched
+
+    found = pkgutil.iter_modules(package.__path__)
+    return sorted(info.name for info in found if info.ispkg and info.name != "baselines")
+
+
+def find_method(name: str) -> Method:
+    """The method of a name.
+
+    Raises:
+        UserError: there is no such folder, or it exposes no ``METHOD``.
+    """
+    if name not in method_names():
+        raise UserError(f"There is no method {name!r}; this installation has {', '.join(method_names())}.")
+    method = getattr(importlib.import_module(f"weakly.methods.{name}"), "METHOD", None)
+    if not isinstance(method, Method):
+        raise UserError(f"weakly/methods/{name}/__init__.py exposes no METHOD; set METHOD = YourMethod() there.")
+    return method

@@ -1,0 +1,144 @@
+"""WPS-SAM: part masks without a prompt, learned from boxes or points on parts (ECCV 2024)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from weakly.data.dataset import Dataset
+from weakly.data.images import read_image
+from weakly.errors import UserError
+from weakly.foundation.features import BuildReport, Features, FeatureStore
+from weakly.foundation.promptable import Pad, PromptableSegmenter
+from weakly.foundation.sam import load_segmenter
+from weakly.methods.base import Learner, Method, Score, Skipped, Workspace
+from weakly.methods.baselines.oracle import oracle_scores
+from weakly.methods.embedding import find_store
+from weakly.methods.optimisation import Optimisation
+from weakly.methods.wps.learner import WpsLearner, build_prompter
+from weakly.methods.wps.predictor import WpsPredictor
+from weakly.methods.wps.pretrained import from_pretrained, save_pretrained
+from weakly.methods.wps.settings import PRESETS, WpsSettings
+from weakly.methods.wps.targets import WpsData, teacher_targets
+from weakly.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+
+class WpsMethod(Method):
+    """The verbs of WPS-SAM."""
+
+    name: ClassVar[str] = "wps"
+    Settings: ClassVar[type[Any]] = WpsSettings
+    supervisions: ClassVar[tuple[str, ...]] = ("box", "point", "point+box")
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    reference_settings: ClassVar[tuple[str, ...] | None] = ("segmenter", "pad")
+
+    def prepare(self, settings: WpsSettings, dataset: Dataset, workspace: Workspace) -> WpsData:
+        """Embeddings in the feature store and teacher tokens; images that cannot be read are left out and named.
+
+        Raises:
+            UserError: the dataset lacks the labels, or no image can be read.
+        """
+        segmenter = frozen_segmenter(settings.segmenter, settings.pad, workspace.device)
+        paths = [sample.path for sample in dataset]
+        store = FeatureStore.open(workspace.features, segmenter, workspace.feature_dtype)  # type: ignore[arg-type]
+        reports = [(store, store.build(paths, progress=partial(workspace.progress, f"features {dataset.split}")))]
+        if settings.flip:
+            mirrored = FeatureStore.open(
+                workspace.features,
+                segmenter,
+                workspace.feature_dtype,  # type: ignore[arg-type]
+                variant="hflip",
+            )
+            progress = partial(workspace.progress, f"mirrored features {dataset.split}")
+            reports.append((mirrored, mirrored.build(paths, read=read_mirrored, progress=progress)))
+        kept = [i for i in range(len(paths)) if all(report.keys[i] is not None for _, report in reports)]
+        if not kept:
+            raise UserError(f"No image of {dataset.name} ({dataset.split}) can be read; run `weakly data check` on it.")
+        usable = dataset.select(kept)
+        budget = workspace.feature_budget // len(reports)
+        plain, *mirror = (
+            _hold(store, report, kept=kept, budget=budget, device=workspace.device) for store, report in reports
+        )
+        flipped = (mirror[0], teacher_targets(segmenter, usable, settings, flip=True)) if mirror else None
+        skipped = _skipped(dataset, [report for _, report in reports])
+        return WpsData(plain, teacher_targets(segmenter, usable, settings), flipped, skipped)
+
+    def learner(
+        self, settings: WpsSettings, vocabulary: Vocabulary, optimisation: Optimisation, total_steps: int
+    ) -> WpsLearner:
+        """A fresh prompter that fits the segmenter."""
+        segmenter = frozen_segmenter(settings.segmenter, settings.pad)
+        student = build_prompter(settings, len(vocabulary), segmenter)
+        return WpsLearner(student, settings, vocabulary, optimisation, total_steps, segmenter.fingerprint)
+
+    def save(self, learner: Learner, folder: Path, card: dict[str, Any]) -> None:
+        """Write the student folder."""
+        if not isinstance(learner, WpsLearner):
+            raise TypeError(f"{type(learner).__name__} is no WpsLearner")
+        save_pretrained(
+            folder, learner.student, learner.settings, learner.vocabulary, learner.segmenter_fingerprint, card
+        )
+
+    def load(self, folder: Path, workspace: Workspace) -> WpsPredictor:
+        """The predictor of a student folder; it uses stored features where there are any.
+
+        Raises:
+            UserError: the folder is damaged, or the segmenter is not the one the student was trained on.
+        """
+        pretrained = from_pretrained(folder)
+        settings = pretrained.settings
+        segmenter = frozen_segmenter(settings.segmenter, settings.pad, workspace.device)
+        store = find_store(workspace.features, segmenter, workspace.feature_dtype)
+        return WpsPredictor(pretrained.prompter(segmenter), segmenter, pretrained.vocabulary, settings, store)
+
+    def references(self, settings: WpsSettings, dataset: Dataset, workspace: Workspace) -> list[Score]:
+        """True boxes and their centres as prompts on the same segmenter: the upper bounds of the method."""
+        return oracle_scores(
+            partial(frozen_segmenter, settings.segmenter, settings.pad, workspace.device),
+            dataset,
+            lambda segmenter: find_store(workspace.features, segmenter, workspace.feature_dtype),
+        )
+
+
+def frozen_segmenter(name: str, pad: Pad, device: str | None = None) -> PromptableSegmenter:
+    """The segmenter of a name, loaded once per process; the last one stays in memory, on the last ``device`` asked for.
+
+    Loading leaves the random state alone, so that a student's first weights do not depend on it.
+    """
+    segmenter = _load_once(name, pad)
+    return segmenter if device is None else segmenter.to(device)
+
+
+@lru_cache(maxsize=1)
+def _load_once(name: str, pad: Pad) -> PromptableSegmenter:
+    with torch.random.fork_rng(devices=[]):
+        return load_segmenter(name, pad=pad)
+
+
+def _hold(store: FeatureStore, report: BuildReport, *, kept: list[int], budget: int, device: str) -> Features:
+    return store.hold([key for i in kept if (key := report.keys[i]) is not None], budget, device)
+
+
+def _skipped(dataset: Dataset, reports: Sequence[BuildReport]) -> tuple[Skipped, ...]:
+    reasons = {path: reason for report in reports for path, reason in report.skipped}
+    for reason in reasons.values():
+        log.warning("Left out of training: %s", reason)
+    return tuple(Skipped(s.image_id, s.path, reasons[s.path]) for s in dataset if s.path in reasons)
+
+
+def read_mirrored(path: Path) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB of an image mirrored left to right."""
+    mirrored: NDArray[np.uint8] = np.ascontiguousarray(read_image(path)[:, ::-1])
+    return mirrored
+
+
+METHOD = WpsMethod()

@@ -1,0 +1,284 @@
+"""What the teacher makes of weak labels: one prompt per part, turned into tokens by the frozen prompt encoder.
+
+Tokens depend on the labels alone, so they are computed once per instance and held flat: K * T * D * 4 bytes
+(PartImageNet: 112k instances, 230 MB).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset as TorchDataset
+
+from weakly.data.dataset import Dataset
+from weakly.errors import UserError
+from weakly.foundation.features import Features
+from weakly.foundation.promptable import PromptableSegmenter
+from weakly.labels import Boxes, Sample
+from weakly.methods.base import Skipped
+from weakly.methods.wps.settings import WpsSettings
+from weakly.segmentation import Segmentation
+
+log = logging.getLogger(__name__)
+
+CHUNK = 16_384
+"""Prompts encoded at once."""
+
+
+class WpsBatch(NamedTuple):
+    """B images with their targets, padded to the M instances of the fullest.
+
+    Attributes:
+        embeddings: (B, C, h, w) float32.
+        labels: (B, M) int64; padding is 0.
+        tokens: (B, M, T, D) float32 teacher tokens; padding is 0.
+        counts: number of instances of every image; stays on the host.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    tokens: Tensor
+    counts: tuple[int, ...]
+
+    def repeat(self, times: int) -> WpsBatch:
+        """The targets of the same images ``times`` over, for as many answers; embeddings stay single."""
+        labels, tokens = self.labels.repeat(times, 1), self.tokens.repeat(times, 1, 1, 1)
+        return WpsBatch(self.embeddings, labels, tokens, self.counts * times)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Targets:
+    """Teacher tokens and categories of n images, flat.
+
+    Attributes:
+        tokens: (K, T, D) float32, image after image.
+        labels: (K,) int64.
+        counts: (n,) int64 instances per image.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    counts: Tensor
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def gather(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels (B, M), tokens (B, M, T, D) and counts (B,) of (B,) image indices, zero-padded."""
+        counts = self.counts[images]
+        starts = (self.counts.cumsum(0) - self.counts)[images]
+        slot = torch.arange(int(counts.max()) if len(counts) else 0)
+        present = slot < counts[:, None]
+        rows = torch.where(present, starts[:, None] + slot, 0)
+        if not len(self.labels):
+            return rows, self.tokens.new_zeros(*rows.shape, *self.tokens.shape[1:]), counts
+        return self.labels[rows] * present, self.tokens[rows] * present[..., None, None], counts
+
+
+@dataclass(frozen=True, eq=False)
+class WpsData(TorchDataset[WpsBatch]):
+    """Training data: stored embeddings and teacher tokens, collated a batch at a time.
+
+    Index ``i`` below n is image i; with mirrored images ``n + i`` is image i flipped left to right.
+
+    Attributes:
+        embeddings: of the images.
+        targets: of the images.
+        flipped: embeddings and targets of the mirrored images, if there are any.
+        skipped: images that could not be read and are not among the n.
+    """
+
+    embeddings: Features
+    targets: Targets
+    flipped: tuple[Features, Targets] | None = None
+    skipped: tuple[Skipped, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def variants(self) -> int:
+        """Versions of every image: 2 with mirrored ones."""
+        return 1 if self.flipped is None else 2
+
+    def __getitem__(self, index: int) -> WpsBatch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> WpsBatch:
+        """The batch of these indices, in this order."""
+        chosen = torch.as_tensor(indices)
+        mirrored = chosen >= len(self)
+        if not mirrored.any():
+            return _batch(self.embeddings, self.targets, chosen)
+        if self.flipped is None:
+            raise IndexError(f"index {int(chosen.max())} of {len(self)} images")
+        plain = _batch(self.embeddings, self.targets, chosen[~mirrored])
+        mirror = _batch(*self.flipped, chosen[mirrored] - len(self))
+        order = torch.cat([torch.nonzero(~mirrored), torch.nonzero(mirrored)]).flatten().argsort()
+        counts = torch.tensor(plain.counts + mirror.counts)[order]
+        return WpsBatch(
+            torch.cat([plain.embeddings, mirror.embeddings])[order],
+            _stack(plain.labels, mirror.labels)[order],
+            _stack(plain.tokens, mirror.tokens)[order],
+            tuple(counts.tolist()),
+        )
+
+
+def teacher_targets(
+    segmenter: PromptableSegmenter, dataset: Dataset, settings: WpsSettings, *, flip: bool = False
+) -> Targets:
+    """Teacher tokens of every instance of a dataset (WPS-SAM, section 3.2).
+
+    Args:
+        segmenter: its prompt encoder is the teacher.
+        dataset: with boxes or points, as ``settings.supervision`` says.
+        settings: of the method.
+        flip: of the images mirrored left to right.
+
+    Raises:
+        UserError: a sample lacks the labels, or (``strict``) has more instances than there are queries.
+    """
+    if settings.point_source in ("mask_centroid", "inner_point") and settings.supervision != "box":
+        log.warning(
+            "settings.point_source=%s reads truth masks: these points are strong labels, and results with them are"
+            " not weakly supervised.",
+            settings.point_source,
+        )
+    instances = [instances_of(dataset, index, settings) for index in range(len(dataset))]
+    _check_crowded(dataset, [len(labels) for labels, _, _ in instances], settings)
+    boxes, points = [], []
+    for sample, (_, xyxy, xy) in zip(dataset, instances, strict=True):
+        frame = segmenter.frame(sample.size)
+        if flip:
+            xyxy, xy = mirror(xyxy, xy, sample.size[1])  # noqa: PLW2901 - the mirrored image's labels
+        boxes.append(frame.boxes_to_frame(xyxy))
+        points.append(frame.points_to_frame(xy))
+    counts = torch.tensor([len(labels) for labels, _, _ in instances], dtype=torch.int64)
+    labels = np.concatenate([labels for labels, _, _ in instances]) if instances else np.zeros(0, np.int64)
+    tokens = prompt_tokens(segmenter, settings, _rows(boxes, 4), _rows(points, 2))
+    return Targets(tokens, torch.from_numpy(labels), counts)
+
+
+@torch.no_grad()
+def prompt_tokens(segmenter: PromptableSegmenter, settings: WpsSettings, boxes: Tensor, points: Tensor) -> Tensor:
+    """Frame boxes (K, 4) and points (K, 2) to (K, T, D) tokens on the CPU, of the kind ``settings`` asks for.
+
+    The half that the supervision does not use is ignored.
+    """
+
+    def encode(start: int) -> Tensor:
+        box = boxes[start : start + CHUNK].to(segmenter.device)
+        point = points[start : start + CHUNK].to(segmenter.device)
+        if settings.supervision == "box":
+            return segmenter.box_tokens(box)
+        return segmenter.point_tokens(point, box if settings.supervision == "point+box" else None)
+
+    total = len(boxes) if settings.supervision == "box" else len(points)
+    if total == 0:
+        return torch.zeros(0, settings.tokens, segmenter.token_width)
+    return torch.cat([encode(start).float().cpu() for start in range(0, total, CHUNK)])
+
+
+def instances_of(
+    dataset: Dataset, index: int, settings: WpsSettings
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
+    """Labels (M,), boxes (M, 4) and points (M, 2) of one image, in image pixels.
+
+    Boxes are zeros where the supervision needs none.
+
+    Raises:
+        UserError: the image has no labels of the kind.
+    """
+    sample = dataset[index]
+    if settings.supervision == "box":
+        boxes = _needed_boxes(sample, settings)
+        return boxes.labels, boxes.xyxy, np.zeros((len(boxes), 2), np.float32)
+    if settings.point_source in ("mask_centroid", "inner_point"):
+        truth = dataset.truth(index)
+        return truth.labels, truth.boxes, mask_points(truth, settings.point_source)
+    clicks = settings.point_source == "given" or sample.boxes is None
+    if clicks and sample.points is None:
+        raise UserError(f"{sample.path} has no points; give points, or set settings.point_source to box_center.")
+    if settings.supervision == "point":
+        points = sample.points if clicks and sample.points is not None else _needed_boxes(sample, settings).centers()
+        return points.labels, np.zeros((len(points), 4), np.float32), points.xy
+    boxes = _needed_boxes(sample, settings)
+    points = sample.points if clicks and sample.points is not None else boxes.centers()
+    if not np.array_equal(points.labels, boxes.labels):
+        raise UserError(f"{sample.path} has boxes and points of different parts; give one point per box, in order.")
+    return boxes.labels, boxes.xyxy, points.xy
+
+
+def mask_points(truth: Segmentation, source: str) -> NDArray[np.float32]:
+    """(M, 2) points inside or amid M truth masks, in image pixels; pixel (x, y) has its centre at +0.5.
+
+    ``mask_centroid``: the mean of the mask's pixels. ``inner_point``: the pixel deepest inside it.
+    """
+    masks = truth.masks()
+    points = np.zeros((len(masks), 2), np.float32)
+    for point, mask in zip(points, masks, strict=True):
+        if not mask.any():
+            continue
+        if source == "mask_centroid":
+            point[:] = np.argwhere(mask).mean(0)[::-1] + 0.5
+        else:
+            depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+            y, x = np.unravel_index(int(depth[1:-1, 1:-1].argmax()), mask.shape)
+            point[:] = (x + 0.5, y + 0.5)
+    return points
+
+
+def mirror(
+    boxes: NDArray[np.float32], points: NDArray[np.float32], width: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Boxes (M, 4) and points (M, 2) of the image mirrored left to right."""
+    flipped = boxes.copy()
+    flipped[:, [0, 2]] = width - boxes[:, [2, 0]]
+    return flipped, np.stack([width - points[:, 0], points[:, 1]], axis=1)
+
+
+def _needed_boxes(sample: Sample, settings: WpsSettings) -> Boxes:
+    if sample.boxes is None:
+        remedy = "give boxes" + ("" if settings.supervision == "box" else " or points")
+        raise UserError(f"{sample.path} has no boxes, but settings.supervision is {settings.supervision}; {remedy}.")
+    return sample.boxes
+
+
+def _check_crowded(dataset: Dataset, counts: Sequence[int], settings: WpsSettings) -> None:
+    """Warn (or refuse) where an image has more instances than there are queries."""
+    crowded = [index for index, count in enumerate(counts) if count > settings.queries]
+    if not crowded:
+        return
+    fullest = max(crowded, key=lambda index: counts[index])
+    sentence = (
+        f"{len(crowded)} of {len(counts)} images have more than settings.queries={settings.queries} instances"
+        f" (most: {counts[fullest]} in {dataset[fullest].path})"
+    )
+    if settings.strict:
+        raise UserError(f"{sentence}; raise settings.queries or set settings.strict to false.")
+    log.warning("%s; their surplus instances are left out of the matching. Raise settings.queries.", sentence)
+
+
+def _rows(arrays: Sequence[NDArray[np.float64]], columns: int) -> Tensor:
+    stacked = np.concatenate(arrays) if arrays else np.zeros((0, columns))
+    return torch.from_numpy(stacked).float()
+
+
+def _batch(embeddings: Features, targets: Targets, images: Tensor) -> WpsBatch:
+    labels, tokens, counts = targets.gather(images)
+    return WpsBatch(embeddings[images], labels, tokens, tuple(counts.tolist()))
+
+
+def _stack(first: Tensor, second: Tensor) -> Tensor:
+    """Concatenate (B1, M1, ...) and (B2, M2, ...) along the batch, zero-padded to the larger M."""
+    rows = [*first.unbind(), *second.unbind()]
+    return pad_sequence(rows, batch_first=True)

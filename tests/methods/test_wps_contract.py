@@ -1,0 +1,61 @@
+"""WPS-SAM keeps every promise of a method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from contract import MethodContract
+from tiny_segmenter import rectangle_dataset, sources_of, tiny_sam_folder
+
+from weakly.data.dataset import Dataset
+from weakly.methods.base import ImageSource, Learner, Workspace
+from weakly.methods.wps import METHOD, WpsSettings, frozen_segmenter
+
+
+@pytest.fixture(scope="module")
+def segmenter_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_sam_folder(tmp_path_factory.mktemp("sam"))
+
+
+class TestWps(MethodContract):
+    method = METHOD
+
+    @pytest.fixture(params=["box", "point", "point+box"])
+    def supervision(self, request: pytest.FixtureRequest) -> str:
+        return request.param
+
+    @pytest.fixture
+    def settings(self, segmenter_folder: Path, supervision: Any) -> WpsSettings:
+        return WpsSettings(
+            segmenter=str(segmenter_folder),
+            supervision=supervision,
+            queries=5,
+            width=32,
+            heads=4,
+            layers=1,
+            ffn=32,
+            downsamples=1,
+            flip=supervision == "point",
+        )
+
+    @pytest.fixture
+    def dataset(self, tmp_path: Path) -> Dataset:
+        return rectangle_dataset(tmp_path / "images", 6)
+
+    @pytest.fixture
+    def sources(self, dataset: Dataset) -> list[ImageSource]:
+        return sources_of(dataset)
+
+    def frozen(self, settings: WpsSettings, workspace: Workspace) -> torch.nn.Module:
+        return frozen_segmenter(settings.segmenter, settings.pad, workspace.device)
+
+    def silence(self, learner: Learner) -> None:
+        with torch.no_grad():
+            learner.student.class_head.bias[-1] += 1e4
+
+    def rouse(self, learner: Learner) -> None:
+        with torch.no_grad():
+            learner.student.class_head.bias[-1] -= 1e2
