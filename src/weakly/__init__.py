@@ -1,9 +1,9 @@
 """From boxes, points, tags and names to segmentation masks, on frozen foundation models.
 
-    >>> from weakly import load, read_image
-    >>> predictor = load("runs/menagerie")
-    >>> segmentation = predictor.predict_images([read_image("cat.jpg")])[0]
-    >>> segmentation.masks().shape, segmentation.labels
+>>> from weakly import load, read_image
+>>> predictor = load("runs/menagerie")
+>>> segmentation = predictor.predict_images([read_image("cat.jpg")])[0]
+>>> segmentation.masks().shape, segmentation.labels
 """
 
 from __future__ import annotations

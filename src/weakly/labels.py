@@ -39,7 +39,7 @@ class Boxes:
 
     def centers(self) -> Points:
         """Box centres: the paper's point supervision (spec wps-sam section 2). They may lie outside the part."""
-        return Points((self.xyxy[:, :2] + self.xyxy[:, 2:]) / 2, self.labels)
+        return Points((self.xyxy[:, :2] + self.xyxy[:, 2:]) / np.float32(2), self.labels)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -143,9 +143,7 @@ class Segmentation:
             provenance=tuple(dict(result.get("provenance", {})) for result in results),
         )
 
-    def overlay(
-        self, image: NDArray[np.uint8], vocabulary: Vocabulary, opacity: float = 0.55
-    ) -> NDArray[np.uint8]:
+    def overlay(self, image: NDArray[np.uint8], vocabulary: Vocabulary, opacity: float = 0.55) -> NDArray[np.uint8]:
         """(H, W, 3) uint8: the label map in the vocabulary's colours over the image, with thin outlines."""
         return overlay_label_map(image, self.to_label_map(vocabulary.background), vocabulary, opacity)
 

@@ -22,11 +22,7 @@ from weakly.data.menagerie import (
 @cache
 def _scenes() -> tuple[Scene, ...]:
     """Four small scenes of every kind."""
-    return tuple(
-        render_scene(3, 100 * k + i, 128, kinds=[name])
-        for k, name in enumerate(KINDS)
-        for i in range(4)
-    )
+    return tuple(render_scene(3, 100 * k + i, 128, kinds=[name]) for k, name in enumerate(KINDS) for i in range(4))
 
 
 def test_vocabulary() -> None:

@@ -87,9 +87,7 @@ def bird(rng: np.random.Generator, p: Proportions) -> Sketch:
     )
     s.add(
         "Body",
-        stroke(
-            [rump * 0.6 - up * girth * 0.7, chest - up * girth * 0.45], [girth * 0.35, girth * 0.6]
-        ),
+        stroke([rump * 0.6 - up * girth * 0.7, chest - up * girth * 0.45], [girth * 0.35, girth * 0.6]),
         paint="accent",
         detail=True,
         clip=True,
@@ -133,9 +131,7 @@ def bird(rng: np.random.Generator, p: Proportions) -> Sketch:
     return s
 
 
-def _spread_wing(
-    s: Sketch, n: int, root: Points, angle: float, span: float, p: Proportions, tone: float
-) -> None:
+def _spread_wing(s: Sketch, n: int, root: Points, angle: float, span: float, p: Proportions, tone: float) -> None:
     """A spread wing: an arm edge and a row of flight feathers behind it."""
     chord = p["chord"]
     wrist = root + polar(angle, span * 0.45)

@@ -13,9 +13,7 @@ _GRAIN = {"cloud": 0.5, "bubble": 0.3, "box": 0.4, "ball": 0.3, "pole": 0.4, "wa
 _MAX_HIDDEN = 0.25  # largest share of an object that occluders may cover
 
 
-def _outline(
-    rng: np.random.Generator, name: str, base: Points, tall: float
-) -> tuple[list[Points], Points]:
+def _outline(rng: np.random.Generator, name: str, base: Points, tall: float) -> tuple[list[Points], Points]:
     """Outlines (image fractions) and a colour for one piece of clutter standing at `base`."""
     lean = rng.normal(0, 0.15)
     up = polar(-np.pi / 2 + lean)
@@ -38,9 +36,7 @@ def _outline(
         trunk = stroke([base, base + up * tall * 2.2], [wide * 0.22, wide * 0.14])
         return [trunk], np.array((0.32, 0.25, 0.19))
     if name == "pole":
-        return [stroke([base, base - point(0, tall * 2.5)], [0.012, 0.01])], np.array(
-            (0.5, 0.5, 0.52)
-        )
+        return [stroke([base, base - point(0, tall * 2.5)], [0.012, 0.01])], np.array((0.5, 0.5, 0.52))
     if name in ("grass", "reed", "weed"):
         roots = [base + point(rng.normal(0, wide * 0.5), 0) for _ in range(7)]
         blades = [
@@ -60,9 +56,7 @@ def _outline(
     if name == "leaf":
         tip = base + up * tall * 0.5
         side = polar(lean, wide * 0.35)
-        return [blob(base, (base + tip) / 2 + side, tip, (base + tip) / 2 - side)], np.array(
-            (0.36, 0.46, 0.2)
-        )
+        return [blob(base, (base + tip) / 2 + side, tip, (base + tip) / 2 - side)], np.array((0.36, 0.46, 0.2))
     if name == "box":
         box = rectangle(base[0] - wide, base[1] - tall, base[0] + wide, base[1])
         return [box], rng.uniform(0.3, 0.7) + rng.normal(0, 0.09, 3)
@@ -84,11 +78,7 @@ def draw_clutter(
         name = setting.clutter[rng.integers(len(setting.clutter))]
         aloft = name in ("cloud", "bubble")
         depth = float(rng.uniform(0, 1))
-        y = (
-            rng.uniform(0.05, 0.8)
-            if aloft
-            else min(horizon, 0.95) + 0.3 * depth * (1.05 - min(horizon, 0.95))
-        )
+        y = rng.uniform(0.05, 0.8) if aloft else min(horizon, 0.95) + 0.3 * depth * (1.05 - min(horizon, 0.95))
         if name == "hill":
             y = horizon
         tall = float(rng.uniform(0.12, 0.4)) * (0.6 + 0.6 * depth)
@@ -106,9 +96,7 @@ def draw_clutter(
             )
 
 
-def occlude(
-    canvas: Canvas, setting: Setting, rng: np.random.Generator, coat: Coat, owners: NDArray[np.intp]
-) -> None:
+def occlude(canvas: Canvas, setting: Setting, rng: np.random.Generator, coat: Coat, owners: NDArray[np.intp]) -> None:
     """Puts a few things in front, unless one would hide too much of an object.
 
     Args:
@@ -136,8 +124,6 @@ def occlude(
         left = np.bincount(owners[after].ravel(), minlength=len(whole))
         if np.any(left[1:] < (1 - _MAX_HIDDEN) * whole[1:]):
             continue
-        hidden = paint_stamp(
-            canvas, stamp, Paint(colour, colour, 0.0, _GRAIN.get(name, 1.0), 0.0), coat
-        )
+        hidden = paint_stamp(canvas, stamp, Paint(colour, colour, 0.0, _GRAIN.get(name, 1.0), 0.0), coat)
         canvas.part_map[area][hidden] = 0
         canvas.detail_map[area][hidden] = 0

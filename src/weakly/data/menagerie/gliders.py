@@ -27,9 +27,7 @@ def fish(rng: np.random.Generator, p: Proportions) -> Sketch:
     """Shark, goldfish, angelfish: a spindle that bends, with fins as fans."""
     s = Sketch()
     deep, sway = p["deep"], rng.uniform(-0.09, 0.09)
-    spine = polygon(
-        (0.5, sway * 0.3), (0.25, 0), (-0.05, -sway * 0.4), (-0.35, sway * 0.5), (-0.5, sway * 1.2)
-    )
+    spine = polygon((0.5, sway * 0.3), (0.25, 0), (-0.05, -sway * 0.4), (-0.35, sway * 0.5), (-0.5, sway * 1.2))
     radii = np.array([p.get("snout", 0.3), p.get("brow", 0.85), 1.0, 0.42, 0.2]) * deep
 
     def fin(n: int, base: Points, width: float, angle: float, length: float, tone: float) -> None:
@@ -199,9 +197,7 @@ def _wave(rng: np.random.Generator, rear: float) -> Points:
     waves, high = rng.uniform(1.2, 2.2), rng.uniform(0.08, 0.15)
     swing = np.sin(2 * np.pi * waves * t + rng.uniform(0, 2 * np.pi))
     path = np.stack([t - 0.6, high * swing], axis=1)
-    return np.concatenate(
-        [path, path[-1] + polygon((0.07, -0.05), (0.11, -0.1 - rear), (0.2, -0.14 - rear))]
-    )
+    return np.concatenate([path, path[-1] + polygon((0.07, -0.05), (0.11, -0.1 - rear), (0.2, -0.14 - rear))])
 
 
 def _coil(rng: np.random.Generator, rear: float) -> Points:
@@ -210,9 +206,7 @@ def _coil(rng: np.random.Generator, rear: float) -> Points:
     spin = 2 * np.pi * rng.uniform(1.6, 2.3) * t + rng.uniform(0, 2 * np.pi)
     radius = 0.5 - 0.36 * t
     path = np.stack([radius * np.cos(spin), 0.5 * radius * np.sin(spin) - 0.18 * t], axis=1)
-    return np.concatenate(
-        [path, path[-1] + polygon((0.03, -0.1), (0.1, -0.22 - rear), (0.24, -0.26 - rear))]
-    )
+    return np.concatenate([path, path[-1] + polygon((0.03, -0.1), (0.1, -0.22 - rear), (0.24, -0.26 - rear))])
 
 
 def snake(rng: np.random.Generator, p: Proportions) -> Sketch:
@@ -253,10 +247,7 @@ def snake(rng: np.random.Generator, p: Proportions) -> Sketch:
     fork = head + polar(gaze, r * 1.9)
     s.add(
         "Head",
-        *(
-            stroke([head, fork, fork + polar(gaze + k, r * 0.8)], [0.006, 0.006, 0.004])
-            for k in (-0.4, 0.4)
-        ),
+        *(stroke([head, fork, fork + polar(gaze + k, r * 0.8)], [0.006, 0.006, 0.004]) for k in (-0.4, 0.4)),
         paint="tongue",
         detail=True,
     )

@@ -103,10 +103,7 @@ def _relief(stamp: Stamp, light: tuple[float, float]) -> tuple[Plane, Plane]:
     half = (k - 1) / 2
     away = (round(half * (1 + light[0])), round(half * (1 + light[1])))
     towards = (k - 1 - away[0], k - 1 - away[1])
-    a, b = (
-        cv2.blur(solid, (k, k), anchor=anchor, borderType=cv2.BORDER_REPLICATE)
-        for anchor in (away, towards)
-    )
+    a, b = (cv2.blur(solid, (k, k), anchor=anchor, borderType=cv2.BORDER_REPLICATE) for anchor in (away, towards))
     return np.asarray(a - b, dtype=np.float32), np.asarray((a + b) * 0.5, dtype=np.float32)
 
 
@@ -148,10 +145,7 @@ def paint_stamp(
     shine = np.float32(paint.gloss * 0.8) * np.clip(lit - 0.35, 0, 1) if paint.gloss > 0 else None
     for channel in range(3):
         base = np.float32(paint.colour[channel])
-        if share is None:
-            value = shade * base
-        else:
-            value = shade * (base + share * np.float32(paint.accent[channel] - base))
+        value = shade * base if share is None else shade * (base + share * np.float32(paint.accent[channel] - base))
         if shine is not None:
             value += shine
         view = canvas.image[channel][area]
@@ -163,9 +157,7 @@ def paint_stamp(
 
 def make_palette(rng: np.random.Generator, kind: Kind) -> dict[str, Paint]:
     """Jittered colours of one instance for every role."""
-    main, accent = (
-        np.asarray(c, dtype=np.float64) / 255 for c in kind.coats[rng.integers(len(kind.coats))]
-    )
+    main, accent = (np.asarray(c, dtype=np.float64) / 255 for c in kind.coats[rng.integers(len(kind.coats))])
     jitter = rng.normal(0, 0.035, 3)
     gain = float(np.exp(rng.normal(0, 0.16)))
     main, accent = ((c + jitter) * gain for c in (main, accent))
@@ -178,9 +170,7 @@ def make_palette(rng: np.random.Generator, kind: Kind) -> dict[str, Paint]:
         base = main + (accent - main) * role.mix if own is None else np.asarray(own) / 255
         colour = np.clip(base * wobble * tone, 0.02, 1.05)
         gloss = max(role.gloss, shiny) if own is None else role.gloss
-        paints[name] = Paint(
-            colour, np.clip(accent * tone, 0.02, 1.05), role.pattern, role.grain, gloss
-        )
+        paints[name] = Paint(colour, np.clip(accent * tone, 0.02, 1.05), role.pattern, role.grain, gloss)
     return paints
 
 
@@ -194,10 +184,7 @@ def develop(image: Plane, rng: np.random.Generator) -> NDArray[np.uint8]:
     falloff = 1 - np.float32(vignette) * (axis[:, None] + axis[None, :]) * 0.5
     speckle = noise(rng, 128, 128, size) * np.float32(grain) - np.float32((contrast - 1) * 0.5)
     planes = [
-        np.clip((image[c] * (falloff * np.float32(gain[c])) + speckle) * 255, 0, 255).astype(
-            np.uint8
-        )
-        for c in range(3)
+        np.clip((image[c] * (falloff * np.float32(gain[c])) + speckle) * 255, 0, 255).astype(np.uint8) for c in range(3)
     ]
     out = cv2.merge(planes)
     if blur < 0.35:

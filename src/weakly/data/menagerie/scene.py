@@ -24,23 +24,21 @@ from weakly.data.menagerie.painting import (
 from weakly.data.menagerie.shapes import Points, Sketch, ellipse
 from weakly.data.menagerie.textures import DRY, PATTERNS, SETTINGS, Coat, Setting, background, noise
 
-BUILDERS: Mapping[str, Callable[[np.random.Generator, Mapping[str, float]], Sketch]] = (
-    MappingProxyType(
-        {
-            "quadruped": walkers.quadruped,
-            "biped": walkers.biped,
-            "fish": gliders.fish,
-            "ray": gliders.ray,
-            "bird": birds.bird,
-            "snake": gliders.snake,
-            "reptile": walkers.reptile,
-            "car": wheels.car,
-            "bicycle": wheels.bicycle,
-            "boat": vessels.boat,
-            "aeroplane": vessels.aeroplane,
-            "bottle": vessels.bottle,
-        }
-    )
+BUILDERS: Mapping[str, Callable[[np.random.Generator, Mapping[str, float]], Sketch]] = MappingProxyType(
+    {
+        "quadruped": walkers.quadruped,
+        "biped": walkers.biped,
+        "fish": gliders.fish,
+        "ray": gliders.ray,
+        "bird": birds.bird,
+        "snake": gliders.snake,
+        "reptile": walkers.reptile,
+        "car": wheels.car,
+        "bicycle": wheels.bicycle,
+        "boat": vessels.boat,
+        "aeroplane": vessels.aeroplane,
+        "bottle": vessels.bottle,
+    }
 )
 _PART_FLOOR = 24 / 256**2  # smallest part kept, as a fraction of the image
 _DETAIL_FLOOR = 4 / 256**2
@@ -125,9 +123,7 @@ def _place(sketch: Sketch, at: _Placement, sway: float) -> Callable[[Points], Po
     return lambda points: points @ linear.T * scale + offset
 
 
-def _layout(
-    rng: np.random.Generator, count: int, horizon: float, setting: Setting
-) -> list[_Placement]:
+def _layout(rng: np.random.Generator, count: int, horizon: float, setting: Setting) -> list[_Placement]:
     """Draws one placement per object, the farthest (highest in the image) first."""
     sizes = {1: (0.65, 1.05), 2: (0.5, 0.74), 3: (0.4, 0.58)}[count]
     slots = (rng.permutation(count) + 0.5) / count
@@ -238,9 +234,7 @@ def _renumber(labels: Map, floor: float) -> tuple[Map, list[int]]:
     return table[labels], kept
 
 
-def render_scene(
-    seed: int, index: int, size: int = 256, *, kinds: Sequence[str] | None = None
-) -> Scene:
+def render_scene(seed: int, index: int, size: int = 256, *, kinds: Sequence[str] | None = None) -> Scene:
     """Renders scene `index` of the world `seed`.
 
     Args:
@@ -294,19 +288,13 @@ def render_scene(
     return _assemble(canvas, parts, chosen, develop(canvas.image, rng))
 
 
-def _assemble(
-    canvas: Canvas, parts: list[ScenePart], chosen: list[Kind], image: NDArray[np.uint8]
-) -> Scene:
+def _assemble(canvas: Canvas, parts: list[ScenePart], chosen: list[Kind], image: NDArray[np.uint8]) -> Scene:
     """Drops what is no longer visible and numbers the rest without gaps."""
     area = canvas.size**2
     part_map, kept = _renumber(canvas.part_map, _PART_FLOOR * area)
     visible = sorted({parts[k - 1].object_index for k in kept})
-    final = tuple(
-        ScenePart(parts[k - 1].category, visible.index(parts[k - 1].object_index)) for k in kept
-    )
+    final = tuple(ScenePart(parts[k - 1].category, visible.index(parts[k - 1].object_index)) for k in kept)
     table = np.array([0, *(part.object_index + 1 for part in final)], dtype=np.uint8)
-    detail_map, _ = _renumber(
-        np.where(part_map > 0, canvas.detail_map, 0).astype(np.uint8), _DETAIL_FLOOR * area
-    )
+    detail_map, _ = _renumber(np.where(part_map > 0, canvas.detail_map, 0).astype(np.uint8), _DETAIL_FLOOR * area)
     objects = tuple(SceneObject(chosen[o].name, chosen[o].super_category) for o in visible)
     return Scene(image, part_map, table[part_map], detail_map, final, objects)

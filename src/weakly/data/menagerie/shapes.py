@@ -117,10 +117,7 @@ def spline(points: ArrayLike, per_span: int = 6, *, closed: bool = False) -> Poi
         Samples, float64 (m, d).
     """
     p = np.asarray(points, dtype=np.float64)
-    if closed:
-        p = np.concatenate([p[-1:], p, p[:2]])
-    else:
-        p = np.concatenate([2 * p[:1] - p[1:2], p, 2 * p[-1:] - p[-2:-1]])
+    p = np.concatenate([p[-1:], p, p[:2]]) if closed else np.concatenate([2 * p[:1] - p[1:2], p, 2 * p[-1:] - p[-2:-1]])
     spans = np.stack([p[:-3], p[1:-2], p[2:-1], p[3:]], axis=1)  # (spans, 4, d)
     flat = (_span_weights(per_span) @ spans).reshape(-1, p.shape[1])
     return flat if closed else np.concatenate([flat, p[-2:-1]])
@@ -192,6 +189,4 @@ def ribbon(path: Points, radii: Points, chunk: int = 5) -> tuple[Points, ...]:
         The pieces, from start to end.
     """
     starts = range(0, len(path) - 1, chunk)
-    return tuple(
-        stroke(path[i : i + chunk + 1], radii[i : i + chunk + 1], per_span=2) for i in starts
-    )
+    return tuple(stroke(path[i : i + chunk + 1], radii[i : i + chunk + 1], per_span=2) for i in starts)

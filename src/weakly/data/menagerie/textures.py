@@ -73,9 +73,7 @@ def _ramp(size: int) -> tuple[Plane, Plane]:
 def _plain(rng: np.random.Generator, size: int, scale: float) -> Coat:
     cells = round(10 / scale)
     shade = noise(rng, round(4 / scale), round(4 / scale), size)
-    return Coat(
-        _soft_step(shade - 1.0, 0.25), 0.05 * noise(rng, cells * 4, cells * 4, size) + 0.04 * shade
-    )
+    return Coat(_soft_step(shade - 1.0, 0.25), 0.05 * noise(rng, cells * 4, cells * 4, size) + 0.04 * shade)
 
 
 def _fur(rng: np.random.Generator, size: int, scale: float) -> Coat:
@@ -293,9 +291,7 @@ def background(rng: np.random.Generator, setting: Setting, size: int) -> tuple[P
     y, _ = _ramp(size)
     horizon = float(rng.uniform(*setting.horizon))
     tint = rng.normal(0, 0.035, 3) + rng.normal(0, 0.05)
-    far, near = (
-        (np.asarray(c) / 255 * (1 + tint)).astype(np.float32) for c in (setting.far, setting.near)
-    )
+    far, near = ((np.asarray(c) / 255 * (1 + tint)).astype(np.float32) for c in (setting.far, setting.near))
     above = np.clip(y / horizon, 0, 1)
     below = np.clip((y - horizon) / max(1 - horizon, 0.05), 0, 1)
     strength, cells = setting.far_noise

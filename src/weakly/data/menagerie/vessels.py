@@ -202,9 +202,7 @@ def aeroplane(rng: np.random.Generator, p: Proportions) -> Sketch:
         engine(0, point(root - sweep * 0.4 + chord * 0.42, -span * 0.28 * bank), 0.75)
     s.add(
         "Tail",
-        polygon(
-            (-0.3, -girth * 0.6), (-0.45, -girth - p["fin"]), (-0.55, -girth - p["fin"]), (-0.5, 0)
-        ),
+        polygon((-0.3, -girth * 0.6), (-0.45, -girth - p["fin"]), (-0.55, -girth - p["fin"]), (-0.5, 0)),
         paint="tail",
     )
     s.add(
@@ -309,9 +307,7 @@ def bottle(rng: np.random.Generator, p: Proportions) -> Sketch:
         (neck, lip),
     )
     curve = spline(half, 6)
-    s.add(
-        "Body", np.concatenate([curve, (curve * (-1, 1))[::-1]]), paint="main", opacity=p["opaque"]
-    )
+    s.add("Body", np.concatenate([curve, (curve * (-1, 1))[::-1]]), paint="main", opacity=p["opaque"])
     level = -shoulder * rng.uniform(0.45, 1.1)
     s.add(
         "Body",

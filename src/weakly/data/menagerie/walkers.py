@@ -396,9 +396,7 @@ def reptile(rng: np.random.Generator, p: Proportions) -> Sketch:
             )
     gaze = rng.uniform(-0.15, 0.15)
     nose = head + polar(gaze, jaw)
-    s.add(
-        "Head", stroke([head, (head + nose) / 2, nose], [r, r * 0.72, r * p["snout"]]), paint="head"
-    )
+    s.add("Head", stroke([head, (head + nose) / 2, nose], [r, r * 0.72, r * p["snout"]]), paint="head")
     s.add(
         "Head",
         stroke(

@@ -125,9 +125,7 @@ def car(rng: np.random.Generator, p: Proportions) -> Sketch:
     return s
 
 
-def _windows(
-    s: Sketch, pillars: tuple[float, float, float, float], rows: tuple[float, float], count: int
-) -> None:
+def _windows(s: Sketch, pillars: tuple[float, float, float, float], rows: tuple[float, float], count: int) -> None:
     """Side windows between the pillars (rear base, rear top, front top, front base)."""
     a, b, c, d = pillars
     deck, top = rows

@@ -91,7 +91,7 @@ def _crop(
     image, levels = image[y : y + side, x : x + side], levels[:, y : y + side, x : x + side]
     if side != size:
         shrink = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
-        image = cv2.resize(np.ascontiguousarray(image), (size, size), interpolation=shrink)
+        image = np.asarray(cv2.resize(np.ascontiguousarray(image), (size, size), interpolation=shrink), np.uint8)
         levels = np.stack([cv2.resize(level, (size, size), interpolation=cv2.INTER_NEAREST) for level in levels])
     if rng.random() < 0.5:
         image, levels = image[:, ::-1], levels[:, :, ::-1]
@@ -138,7 +138,7 @@ def _choose(rng: np.random.Generator, levels: NDArray[np.uint8], prompts: int, m
 
 def tight_boxes(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
     """(N, 4) float32 extents ``x0, y0, x1, y1`` (x1, y1 exclusive) of non-empty (N, H, W) masks."""
-    columns, rows = masks.any(1), masks.any(2)
+    columns, rows = np.asarray(masks.any(1)), np.asarray(masks.any(2))
     x0, y0 = columns.argmax(1), rows.argmax(1)
     x1 = masks.shape[2] - columns[:, ::-1].argmax(1)
     y1 = masks.shape[1] - rows[:, ::-1].argmax(1)

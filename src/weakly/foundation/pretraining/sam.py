@@ -62,7 +62,7 @@ class SamTraining:
         seed: of weights, batches and prompts.
     """
 
-    stages: tuple[Stage, ...] = field(default=(Stage(128, 1500), Stage(256, 650)))
+    stages: tuple[Stage, ...] = field(default=(Stage(128, 1200), Stage(256, 450)))
     lr: float = 8e-4
     warmup: int = 100
     weight_decay: float = 0.01

@@ -1,0 +1,404 @@
+"""What every command does: a typed function each, whose docstring is its help; they return exit codes.
+
+Heavy modules are imported by the commands that need them, so that ``weakly --help`` answers at once.
+"""
+
+# ruff: noqa: PLC0415, T201 - see above; and printing is what commands are for
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from weakly.errors import UserError
+
+DONE, FAILED, WRONG_USE, DONE_WITH_SKIPS, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def demo(out: Path = Path("runs/demo")) -> int:
+    """Draw a small world, learn parts from boxes and from points, and show the result.
+
+    Args:
+        out: folder of the world, its features, the two runs, metrics.json and report.html.
+    """
+    from weakly.engine import demo as engine
+    from weakly.report import build_demo_report, build_run_report
+
+    command = _command("demo") if out == Path("runs/demo") else _command("demo", "--out", out)
+    records = engine.demo(out, command=command)
+    runs = [out / supervision for supervision in engine.SUPERVISIONS]
+    for run in runs:
+        build_run_report(run)
+    _print_records(records)
+    print(f"Report: {build_demo_report(out, runs)}")
+    return DONE
+
+
+def data_make(
+    root: Path,
+    layout: Literal["partimagenet", "voc"] = "partimagenet",
+    train: int = 1000,
+    val: int = 100,
+    test: int = 0,
+    seed: int = 0,
+    size: int = 256,
+    workers: int | None = None,
+) -> int:
+    """Draw the menagerie, a world of animals and things with parts, in the layout of a real dataset.
+
+    Args:
+        root: folder to write; a stopped drawing goes on.
+        layout: partimagenet (COCO JSON and part maps) or voc (XML, PNG and ImageSets).
+        train: number of training images.
+        val: number of validation images.
+        test: number of test images.
+        seed: same seed, same world.
+        size: side of the square images in pixels.
+        workers: processes that draw; default: one per core.
+    """
+    splits = {name: count for name, count in {"train": train, "val": val, "test": test}.items() if count > 0}
+    if not splits:
+        raise UserError("No image is asked for; give --train, --val or --test a number above 0.")
+    from weakly.data.menagerie.write import write_partimagenet
+    from weakly.data.menagerie.write_voc import write_voc
+    from weakly.engine.logs import show_progress
+
+    draw = write_voc if layout == "voc" else write_partimagenet
+    draw(root, splits, seed=seed, size=size, workers=workers, progress=partial(show_progress, f"drawing {root}"))
+    print(f"{root}: {', '.join(f'{count} {name}' for name, count in splits.items())} images")
+    return DONE
+
+
+def data_check(
+    kind: str,
+    root: Path | None = None,
+    split: str = "train",
+    annotations: Path | None = None,
+    images: Path | None = None,
+    queries: int = 25,
+    fast: bool = False,
+    json: Path | None = None,
+) -> int:
+    """Report every problem of a dataset with file, index and remedy. Nothing is changed.
+
+    Args:
+        kind: menagerie, partimagenet, carparts or coco.
+        root: the dataset's folder.
+        split: train, val, test, as the kind names them.
+        annotations: annotation file, for coco.
+        images: image folder, for coco.
+        queries: report images with more instances than this.
+        fast: read headers only, do not decode the images.
+        json: also write the report here as JSON.
+    """
+    from weakly.data.check import check
+    from weakly.engine.logs import show_progress
+    from weakly.files import write_json
+
+    report = check(
+        kind,
+        root,
+        split,
+        annotations=annotations,
+        images=images,
+        queries=queries,
+        fast=fast,
+        progress=partial(show_progress, "checking"),
+    )
+    print(report.text())
+    if json is not None:
+        write_json(json, report.to_dict())
+    return report.exit_code
+
+
+def features_build(
+    recipe: Path,
+    split: str | None = None,
+    device: str | None = None,
+) -> int:
+    """Compute the frozen features of a recipe's images, once. A stopped build goes on.
+
+    Args:
+        recipe: a recipe file.
+        split: one split; default: training and validation.
+        device: auto, cpu, cuda, mps; default: the recipe's.
+    """
+    from weakly.engine.recipe import load_recipe
+    from weakly.engine.runs import Run, workspace
+    from weakly.engine.splits import open_split
+    from weakly.methods.base import find_method
+
+    loaded = load_recipe(recipe, [("device", device)] if device else [])
+    splits = [split] if split else [name for name in (loaded.data.train, loaded.data.val) if name]
+    space = workspace(Run(Path(loaded.features.root)), loaded)
+    skipped = 0
+    for name in splits:
+        dataset = open_split(loaded.data, name)
+        prepared = find_method(loaded.method).prepare(loaded.settings, dataset, space)
+        left_out = tuple(getattr(prepared, "skipped", ()))
+        skipped += len(left_out)
+        print(f"{dataset.name} {name}: {len(dataset) - len(left_out)} images ready in {space.features}")
+        _print_skipped(left_out)
+    return DONE_WITH_SKIPS if skipped else DONE
+
+
+def features_list(root: Path = Path("features")) -> int:
+    """List feature stores: what they hold and how large they are.
+
+    Args:
+        root: folder of all feature stores.
+    """
+    from weakly.foundation.features import list_stores
+
+    stores = list_stores(root)
+    for store in stores:
+        identity = store.identity
+        print(f"{store.folder}  {identity.dtype}  {len(store)} images  {store.nbytes / (1 << 20):.1f} MiB")
+    if not stores:
+        print(f"{root} holds no feature store")
+    return DONE
+
+
+def features_verify(root: Path = Path("features")) -> int:
+    """Read every stored feature and compare it with its hash.
+
+    Args:
+        root: folder of all feature stores.
+    """
+    from weakly.foundation.features import list_stores
+
+    problems = [problem for store in list_stores(root) for problem in store.verify()]
+    for problem in problems:
+        print(problem)
+    print(f"{root}: {len(problems)} problems")
+    return FAILED if problems else DONE
+
+
+def features_remove(store: Path, yes: bool = False) -> int:
+    """Remove one feature store; the images it was computed from stay.
+
+    Args:
+        store: its folder, as `weakly features list` prints it.
+        yes: really do it.
+    """
+    from weakly.foundation.features import FeatureStore
+
+    found = FeatureStore.at(store)
+    if not yes:
+        raise UserError(f"{store} holds features of {len(found)} images; add --yes to remove them.")
+    found.remove()
+    print(f"{store} is removed")
+    return DONE
+
+
+def fit(
+    recipe: Path,
+    out: Path | None = None,
+    preset: str | None = None,
+    device: str | None = None,
+    overrides: list[str] | None = None,
+) -> int:
+    """Train the recipe's student, score it, and write the report. Run it again to go on after a stop.
+
+    Any key of the recipe is an option: --optimisation.epochs 3, --data.root worlds/mine.
+
+    Args:
+        recipe: a recipe file.
+        out: the run folder; default: runs/ and the recipe's name.
+        preset: the method's named defaults below the recipe, e.g. official; default: the recipe's.
+        device: auto, cpu, cuda, mps; default: the recipe's.
+        overrides: filled from the dotted options.
+    """
+    from weakly.engine.evaluate import evaluate as score
+    from weakly.engine.fit import fit as train
+    from weakly.engine.recipe import load_recipe
+    from weakly.engine.runs import main_process
+    from weakly.engine.splits import open_split
+    from weakly.report import build_run_report
+
+    changes = [(key, value) for key, value in (("preset", preset), ("device", device)) if value is not None]
+    changes += _pairs(overrides)
+    loaded = load_recipe(recipe, changes)
+    out = out or Path("runs") / recipe.stem
+    options = [word for key, value in changes for word in (f"--{key}", value)]
+    command = _command("fit", recipe, "--out", out, *options)
+    run = train(loaded, out)
+    if not main_process():
+        return DONE  # the first process scores and reports
+    split = loaded.evaluated_split()
+    if open_split(loaded.data, split).has_truth():
+        _print_records(score(run.folder, command=command).records)
+    else:
+        print(f"{run.student} is trained; split {split!r} has no true masks to score it against")
+    print(f"Report: {build_run_report(run.folder)}")
+    return _report_skipped(run)
+
+
+def evaluate(
+    run: Path,
+    split: str | None = None,
+    student: Literal["last", "best"] | None = None,
+    results: Path | None = None,
+    name: str | None = None,
+    overrides: list[str] | None = None,
+) -> int:
+    """Score a run under every protocol, beside its upper bounds, and write the report.
+
+    Args:
+        run: the run folder.
+        split: default: the recipe's validation split.
+        student: last or best; default: as the recipe says.
+        results: score this COCO results file of any other program instead.
+        name: what to call that program; default: the file's name.
+        overrides: filled from the dotted options.
+    """
+    from weakly.engine.evaluate import evaluate as score
+    from weakly.report import build_run_report
+
+    changes = _pairs(overrides)
+    words = [("--split", split), ("--student", student), ("--results", results), ("--name", name)]
+    options = [str(word) for pair in words if pair[1] is not None for word in pair]
+    options += [word for key, value in changes for word in (f"--{key}", value)]
+    found = score(
+        run,
+        split=split,
+        overrides=changes,
+        results=results,
+        name=name,
+        student=student,
+        command=_command("evaluate", run, *options),
+    )
+    _print_records(found.records)
+    print(f"Report: {build_run_report(run)}")
+    _print_skipped(found.skipped)
+    return DONE_WITH_SKIPS if found.skipped else DONE
+
+
+def predict(
+    run: Path,
+    images: list[Path],
+    out: Path,
+    student: Literal["last", "best"] | None = None,
+    device: str | None = None,
+    batch_size: int | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Segment images: COCO JSON with RLE masks, palette PNG label maps, overlays. Run it again to go on after a stop.
+
+    Args:
+        run: the run folder.
+        images: image files and folders.
+        out: folder of the results.
+        student: last or best; default: as the recipe says.
+        device: auto, cpu, cuda, mps; default: the recipe's.
+        batch_size: images per batch; default: the recipe's.
+        overwrite: replace earlier results in the folder.
+    """
+    from weakly.engine.predict import predict as segment
+
+    found = segment(run, images, out, student=student, device=device, batch_size=batch_size, overwrite=overwrite)
+    earlier = f", {found.earlier} done earlier" if found.earlier else ""
+    print(f"{found.out}: {found.done} images segmented{earlier}, {len(found.skipped)} skipped")
+    _print_skipped(found.skipped)
+    return DONE_WITH_SKIPS if found.skipped else DONE
+
+
+def report(run: Path) -> int:
+    """Write a run's report.html again from what the run holds.
+
+    Args:
+        run: the run folder.
+    """
+    from weakly.report import build_run_report
+
+    print(f"Report: {build_run_report(run)}")
+    return DONE
+
+
+def doctor(folder: Path = Path()) -> int:
+    """Check that this installation can work: versions, devices, weights, disk, permissions, network.
+
+    Args:
+        folder: where runs and features would go.
+    """
+    from weakly.engine.doctor import examine
+
+    findings = examine(folder)
+    for finding in findings:
+        print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.name}: {finding.message}")
+    return DONE if all(finding.ok for finding in findings) else FAILED
+
+
+def foundation_train_sam(
+    out: Path,
+    steps: int | None = None,
+    worlds: int = 6016,
+    leaves: int = 3072,
+    seed: int = 0,
+    device: str = "auto",
+    workers: int = 2,
+    photographs: Path | None = None,
+) -> int:
+    """Train the bundled small SAM from scratch on pre-training worlds; a stopped training goes on.
+
+    Args:
+        out: folder of pictures, checkpoint and log; the result is its sub-folder sam/, in the bundled form.
+        steps: optimisation steps; default: the bundled model's.
+        worlds: rendered pre-training worlds.
+        leaves: dead-leaves pictures.
+        seed: of weights, batches and prompts.
+        device: auto, cpu, cuda, mps.
+        workers: processes that render.
+        photographs: the Car Parts dataset, to measure on its training split as well; never trained on.
+    """
+    from weakly.data.catalog import open_dataset
+    from weakly.engine.logs import show_progress
+    from weakly.engine.runs import resolve_device
+    from weakly.foundation.pretraining.command import make_sam
+
+    scores = make_sam(
+        out,
+        steps=steps,
+        worlds=worlds,
+        leaves=leaves,
+        seed=seed,
+        device=resolve_device(device),
+        workers=workers,
+        photographs=None if photographs is None else open_dataset("carparts", photographs, "trainval"),
+        progress=show_progress,
+    )
+    for data, score in scores.items():
+        print(f"{data}: box {score.box:.3f}, point {score.point:.3f} (best of three), {score.masks} masks")
+    print(f"Model: {out / 'sam'}; use it as --settings.segmenter {out / 'sam'}")
+    return DONE
+
+
+def _pairs(overrides: Sequence[str] | None) -> list[tuple[str, str]]:
+    return [(key, value) for key, _, value in (text.partition("=") for text in overrides or ())]
+
+
+def _command(*words: object) -> str:
+    return shlex.join(["weakly", *(str(word) for word in words)])
+
+
+def _print_records(records: Sequence[Any]) -> None:
+    from weakly.evaluation.table import render_protocols
+
+    print(render_protocols(records))
+
+
+def _print_skipped(skipped: Sequence[Any]) -> None:
+    for one in skipped:
+        print(f"skipped {one.path}: {one.reason}", file=sys.stderr)
+
+
+def _report_skipped(run: Any) -> int:
+    """Name what a run skipped in any of its steps."""
+    rows = run.skipped()
+    for row in rows:
+        print(f"skipped {row['file']}: {row['reason']}", file=sys.stderr)
+    return DONE_WITH_SKIPS if rows else DONE

@@ -1,0 +1,1 @@
+"""Recipes, runs, training, prediction and evaluation; knows methods only through their six verbs."""

@@ -1,0 +1,259 @@
+"""Masks for images nobody labelled: COCO JSON, palette PNG label maps and overlays, one image at a time.
+
+Every finished image is one line of ``journal.jsonl``, written after its pictures, so that a stopped prediction goes on
+where it was; a damaged image is one line of ``skipped.json`` and never ends the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from weakly.data.folder import ImageFile, folder_sources
+from weakly.data.images import read_image
+from weakly.engine.logs import ticking
+from weakly.engine.runs import Run, lock, open_run, package_version, workspace
+from weakly.errors import UserError
+from weakly.files import one_sentence_errors, remove_leftovers, write_atomic, write_json
+from weakly.methods.base import ImageSource, Skipped, find_method
+from weakly.segmentation import Segmentation, overlay_label_map
+from weakly.vocabulary import Vocabulary
+
+JOURNAL = "journal.jsonl"
+_WRITTEN = (JOURNAL, "predictions.json", "skipped.json", ".lock")
+_FOLDERS = ("label-maps", "overlays")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What :func:`predict` did.
+
+    Attributes:
+        out: the folder of results.
+        done: images predicted now.
+        earlier: images a former call had predicted.
+        skipped: images that could not be read, with the reason.
+    """
+
+    out: Path
+    done: int
+    earlier: int
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One image and the names of its results."""
+
+    image_id: int
+    path: Path
+    stem: str
+
+
+def predict(
+    folder: Path,
+    images: Sequence[Path],
+    out: Path,
+    *,
+    student: str | None = None,
+    device: str | None = None,
+    batch_size: int | None = None,
+    overwrite: bool = False,
+) -> Prediction:
+    """Segment images with the student of a run.
+
+    Args:
+        folder: the run.
+        images: files and folders; folders are searched recursively.
+        out: gets ``predictions.json`` (COCO, RLE masks), ``label-maps/<stem>.png`` (palette, background = C),
+            ``overlays/<stem>.jpg`` and ``skipped.json``.
+        student: ``last`` or ``best``; None: as the recipe says.
+        device: None: as the recipe says.
+        batch_size: images per batch; None: as the recipe says.
+        overwrite: replace earlier results in ``out``.
+
+    Raises:
+        UserError: no image is given, the run is not trained, or ``out`` holds something else.
+    """
+    run = open_run(folder)
+    recipe = run.recipe()
+    weights = run.chosen_student(student or recipe.evaluation.student)
+    sources = folder_sources(images)
+    identity = _identity(weights)
+    with lock(out):
+        remove_leftovers(out)
+        finished = _open_journal(out, identity, overwrite=overwrite)
+        tasks = _plan(sources, finished)
+        space = workspace(run, recipe if device is None else replace(recipe, device=device))
+        predictor = find_method(recipe.method).load(weights, space)
+        skipped = _predict_all(out, tasks, predictor, batch_size or recipe.evaluation.batch_size)
+        _assemble(out, run, predictor.vocabulary)
+        write_json(out / "skipped.json", [{"file": str(s.path), "reason": s.reason} for s in skipped])
+    return Prediction(out, len(tasks) - len(skipped), len(sources) - len(tasks), tuple(skipped))
+
+
+def _predict_all(out: Path, tasks: Sequence[_Task], predictor: Any, batch_size: int) -> list[Skipped]:
+    """Predict, write and journal every task; what could not be read is returned."""
+    skipped = []
+    with ticking("predicting", len(tasks)) as tick:
+        results: Iterator[Segmentation | Skipped] = predictor.predict(
+            [_source(task) for task in tasks], batch_size=batch_size
+        )
+        for task, result in zip(tasks, results, strict=True):
+            if isinstance(result, Skipped):
+                skipped.append(result)
+            else:
+                reason = _write_image(out, task, result, predictor.vocabulary)
+                skipped += [] if reason is None else [Skipped(task.image_id, task.path, reason)]
+            tick()
+    return skipped
+
+
+def _source(task: _Task) -> ImageSource:
+    return ImageSource(task.image_id, task.path, lambda: read_image(task.path, upright=True))
+
+
+def _write_image(out: Path, task: _Task, result: Segmentation, vocabulary: Vocabulary) -> str | None:
+    """Label map, overlay, then the journal's line; the reason where the image vanished in between."""
+    try:
+        image = read_image(task.path, upright=True)
+    except UserError as error:
+        return str(error)
+    label_map = result.to_label_map(vocabulary.background)
+    write_atomic(out / "label-maps" / f"{task.stem}.png", palette_png(label_map, vocabulary))
+    write_atomic(out / "overlays" / f"{task.stem}.jpg", _jpeg(overlay_label_map(image, label_map, vocabulary)))
+    height, width = result.size
+    line = {
+        "id": task.image_id,
+        "file": str(task.path),
+        "stem": task.stem,
+        "height": height,
+        "width": width,
+        "annotations": result.to_coco(task.image_id, vocabulary),
+    }
+    _append(out / JOURNAL, line)
+    return None
+
+
+def palette_png(label_map: NDArray[Any], vocabulary: Vocabulary) -> bytes:
+    """A label map as PNG: 8-bit palette in the vocabulary's colours, or 16-bit grey for more than 255 categories."""
+    buffer = io.BytesIO()
+    if len(vocabulary) > 255:
+        Image.fromarray(label_map.astype(np.uint16)).save(buffer, "PNG")
+        return buffer.getvalue()
+    image = Image.fromarray(label_map.astype(np.uint8), mode="P")
+    image.putpalette(vocabulary.palette().reshape(-1).tolist())
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _jpeg(image: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _identity(weights: Path) -> str:
+    """SHA-256 over every file of a student folder."""
+    digest = hashlib.sha256()
+    for path in sorted(weights.rglob("*")):
+        if path.is_file():
+            digest.update(str(path.relative_to(weights)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _open_journal(out: Path, identity: str, *, overwrite: bool) -> list[dict[str, Any]]:
+    """The lines of earlier images; ``out`` is checked, and emptied of our own files where ``overwrite`` says so."""
+    journal = out / JOURNAL
+    present = sorted(path.name for path in out.iterdir() if path.name not in (".lock", *_FOLDERS))
+    if overwrite:
+        _remove_results(out)
+    elif journal.is_file():
+        header, *lines = _read_journal(journal) or [{}]
+        if header.get("student") != identity:
+            raise UserError(
+                f"{out} holds predictions of another student; choose another --out folder or give --overwrite."
+            )
+        # Rewritten whole, so that a line cut off by a kill does not spoil the one after it.
+        write_atomic(journal, "".join(json.dumps(line) + "\n" for line in (header, *lines)))
+        return lines
+    elif present:
+        raise UserError(
+            f"{out} is not empty (it holds {present[0]}); choose another --out folder or give --overwrite, which "
+            "replaces files of ours and leaves the others."
+        )
+    write_atomic(journal, json.dumps({"student": identity}) + "\n")
+    return []
+
+
+def _remove_results(out: Path) -> None:
+    """Remove exactly the files an earlier prediction wrote."""
+    lines = _read_journal(out / JOURNAL) if (out / JOURNAL).is_file() else []
+    for line in lines[1:]:
+        (out / "label-maps" / f"{line['stem']}.png").unlink(missing_ok=True)
+        (out / "overlays" / f"{line['stem']}.jpg").unlink(missing_ok=True)
+    for name in _WRITTEN[:-1]:
+        (out / name).unlink(missing_ok=True)
+
+
+def _read_journal(journal: Path) -> list[dict[str, Any]]:
+    """Whole lines of the journal."""
+    lines = []
+    for text in journal.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _append(journal: Path, line: dict[str, Any]) -> None:
+    with one_sentence_errors(journal), journal.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _plan(sources: Sequence[ImageFile], finished: Sequence[dict[str, Any]]) -> list[_Task]:
+    """Images still to do, with ids and names that no finished one has."""
+    done = {line["file"] for line in finished}
+    taken = {str(line["stem"]).casefold() for line in finished}
+    next_id = max((int(line["id"]) for line in finished), default=0) + 1
+    tasks = []
+    for source in sources:
+        path, stem = source.path.resolve(), source.image_id
+        if str(path) in done:
+            continue
+        if stem.casefold() in taken:  # a name that an earlier call used for an image of another folder
+            stem = f"{stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+        taken.add(stem.casefold())
+        tasks.append(_Task(next_id, path, stem))
+        next_id += 1
+    return tasks
+
+
+def _assemble(out: Path, run: Run, vocabulary: Vocabulary) -> None:
+    """``predictions.json`` from the journal."""
+    lines = _read_journal(out / JOURNAL)[1:]
+    annotations = [annotation for line in lines for annotation in line["annotations"]]
+    categories = [
+        {"id": vocabulary.source_id(i), "name": category.name, "supercategory": category.object or category.name}
+        for i, category in enumerate(vocabulary.categories)
+    ]
+    content = {
+        "info": {"description": f"predicted by weakly {package_version()} with {run.folder}"},
+        "images": [
+            {"id": line["id"], "file_name": line["file"], "height": line["height"], "width": line["width"]}
+            for line in lines
+        ],
+        "categories": categories,
+        "annotations": [{"id": i + 1, "iscrowd": 0, **annotation} for i, annotation in enumerate(annotations)],
+    }
+    write_json(out / "predictions.json", content, indent=None)
