@@ -144,8 +144,8 @@ def _source(sample: Sample) -> ImageSource:
 
 
 def _score_reference(score: Score, recipe: Recipe, dataset: Dataset, space: Workspace) -> _Scored:
-    """An upper bound, from its file where the same settings met the same data before."""
-    path = space.features / "references" / f"{score.method}-{score.supervision}-{_key(recipe, dataset)}.json"
+    """An upper bound, from its file where the same frozen model met the same data before."""
+    path = space.features / "references" / f"{score.method}-{score.supervision}-{_key(score, recipe, dataset)}.json"
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
         return _Scored(stored["fields"], stored["images"], stored["predictions"], [])
@@ -154,13 +154,11 @@ def _score_reference(score: Score, recipe: Recipe, dataset: Dataset, space: Work
     return scored
 
 
-def _key(recipe: Recipe, dataset: Dataset) -> str:
-    """SHA-256 over everything an upper bound depends on: settings, version, images (size and time) and labels."""
+def _key(score: Score, recipe: Recipe, dataset: Dataset) -> str:
+    """SHA-256 over everything an upper bound depends on: frozen model, version, images (size and time) and labels."""
     digest = hashlib.sha256()
-    used = find_method(recipe.method).reference_settings
-    settings = {k: v for k, v in to_plain(recipe.settings).items() if used is None or k in used}
     scoring = (recipe.evaluation.frame_side, to_plain(recipe.evaluation.official))
-    parts: list[Any] = [recipe.method, settings, scoring, package_version()]
+    parts: list[Any] = [score.identity(), scoring, package_version()]
     digest.update(json.dumps([*parts, recipe.features.dtype, dataset.vocabulary.to_dict()], default=str).encode())
     for record in dataset.records:
         sample = record.sample

@@ -115,11 +115,14 @@ class Score:
         method: ``"oracle"``, ...
         supervision: ``"box"``, ``"point"``, ...
         results: one segmentation per image of the dataset.
+        identity: all that the results depend on besides the dataset, e.g. the fingerprint of the frozen model; runs
+            with the same identity share them.
     """
 
     method: str
     supervision: str
     results: Callable[[], Iterator[Segmentation]]
+    identity: Callable[[], str]
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -131,15 +134,12 @@ class Method(ABC):
         Settings: frozen dataclass; its fields are the keys of a recipe's ``settings:`` section.
         supervisions: the weak labels it can learn from.
         presets: named sections of a recipe (``settings``, ``optimisation`` ...) that depart from the defaults.
-        reference_settings: names of the settings that :meth:`references` depends on, so that runs which differ in
-            others share its results; None: all of them.
     """
 
     name: ClassVar[str]
     Settings: ClassVar[type[Any]]
     supervisions: ClassVar[tuple[str, ...]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    reference_settings: ClassVar[tuple[str, ...] | None] = None
 
     @abstractmethod
     def prepare(self, settings: Any, dataset: Dataset, workspace: Workspace) -> Any:

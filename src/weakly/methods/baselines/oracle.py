@@ -92,7 +92,11 @@ def oracle_scores(
         model = segmenter()
         return oracle(model, dataset, kind, store=find_store(model))
 
-    return [Score("oracle", kind, partial(results, kind)) for kind, there in possible.items() if there]
+    return [
+        Score("oracle", kind, partial(results, kind), identity=lambda: segmenter().fingerprint)
+        for kind, there in possible.items()
+        if there
+    ]
 
 
 def _prompts(sample: Sample, supervision: Supervision) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -39,7 +39,6 @@ class WpsMethod(Method):
     Settings: ClassVar[type[Any]] = WpsSettings
     supervisions: ClassVar[tuple[str, ...]] = ("box", "point", "point+box")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
-    reference_settings: ClassVar[tuple[str, ...] | None] = ("segmenter", "pad")
 
     def prepare(self, settings: WpsSettings, dataset: Dataset, workspace: Workspace) -> WpsData:
         """Embeddings in the feature store and teacher tokens; images that cannot be read are left out and named.
