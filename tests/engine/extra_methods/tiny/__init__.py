@@ -159,7 +159,7 @@ class TinyMethod(Method):
         return TinyPredictor(boxes, logits.sigmoid(), vocabulary, config["presence"])
 
     def references(self, settings: TinySettings, dataset: Dataset, workspace: Workspace) -> list[Score]:
-        return [Score("oracle", "box", lambda: (_fill_boxes(dataset, i) for i in range(len(dataset))))]
+        return [Score("oracle", "box", lambda: (_fill_boxes(dataset, i) for i in range(len(dataset))), lambda: "boxes")]
 
 
 def _fill_boxes(dataset: Dataset, index: int) -> Segmentation:

@@ -1,0 +1,86 @@
+"""Collect the records of runs into one file of docs/results, and write its table into the pages that show it.
+
+    python benchmarks/collect_results.py runs/menagerie runs/menagerie-point --name wps-menagerie
+
+Pages hold a pair of comments, ``<!-- table: NAME -->`` and ``<!-- end -->``; what stands between them is replaced.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import auto_cli
+
+from weakly.errors import UserError, WeaklyError
+from weakly.evaluation.protocols import PROTOCOLS
+from weakly.evaluation.records import Record, read_records, write_records
+from weakly.files import write_atomic
+
+REPOSITORY = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/results.md")
+
+
+def collect(runs: list[Path], name: str, pages: tuple[str, ...] = PAGES) -> None:
+    """Write ``docs/results/NAME.json`` and the tables named NAME.
+
+    Args:
+        runs: run folders, each with a metrics.json.
+        name: of the result, ``<method>-<data>``.
+        pages: Markdown files relative to the repository.
+    """
+    records = merged([record for run in runs for record in read_records(run / "metrics.json")])
+    if not records:
+        raise UserError(f"{', '.join(map(str, runs))}: no records; run `weakly evaluate` first.")
+    write_records(REPOSITORY / "docs" / "results" / f"{name}.json", records)
+    for page in pages:
+        path = REPOSITORY / page
+        text = path.read_text(encoding="utf-8")
+        write_atomic(path, with_table(text, name, table(records)))
+
+
+def merged(records: Sequence[Record]) -> list[Record]:
+    """One record per (method, supervision, preset, row, split, seed), upper bounds first."""
+    unique = {(r.method, r.supervision, r.preset, r.row, r.split, r.seed): r for r in records}
+    return sorted(unique.values(), key=lambda r: (r.method != "oracle", r.method, str(r.supervision), str(r.row)))
+
+
+def table(records: Sequence[Record]) -> str:
+    """A Markdown table: mIoU and mACC in percent under every protocol."""
+    first = records[0]
+    head = ["method", "labels", *(f"{protocol} mIoU / mACC" for protocol in PROTOCOLS)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for record in records:
+        protocols = record.protocols or {}
+        cells = [percent(protocols.get(protocol)) for protocol in PROTOCOLS]
+        method = record.method if record.row in (None, "final") else f"{record.method} ({record.row})"
+        lines.append("| " + " | ".join([method, str(record.supervision), *cells]) + " |")
+    lines.append("")
+    lines.append(
+        f"{first.data}, split `{first.split}`, {first.images} images at {first.resolution}, "
+        f"segmenter `{first.segmenter}`, seed {records[-1].seed}. In percent. Written by `{records[-1].command}`."
+    )
+    return "\n".join(lines)
+
+
+def percent(figures: dict[str, float | None] | None) -> str:
+    """``12.3 / 45.6``, or a dash where a figure is undefined."""
+    if not figures:
+        return "-"
+    return " / ".join("-" if figures.get(key) is None else f"{100 * figures[key]:.1f}" for key in ("miou", "macc"))
+
+
+def with_table(text: str, name: str, content: str) -> str:
+    """The page with what stands between its markers replaced; a page without them stays as it is."""
+    pattern = re.compile(rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    return pattern.sub(lambda match: f"{match[1]}\n{content}\n\n{match[2]}", text)
+
+
+if __name__ == "__main__":
+    try:
+        auto_cli(collect)
+    except WeaklyError as error:
+        print(f"collect_results: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
