@@ -30,7 +30,7 @@ from typing import Any
 import torch
 import yaml
 
-from weakly.engine.logs import show_progress
+from weakly.engine.logs import console, show_progress
 from weakly.engine.recipe import Recipe, differences, load_recipe
 from weakly.engine.typed import to_plain
 from weakly.errors import UserError, WeaklyError
@@ -205,6 +205,7 @@ def workspace(run: Run, recipe: Recipe) -> Workspace:
         feature_dtype=recipe.features.dtype,
         feature_budget=int(recipe.features.budget_gb * (1 << 30)),
         progress=show_progress,
+        note=console.print,
     )
 
 

@@ -54,6 +54,10 @@ def quiet(title: str, done: int, total: int) -> None:
     """Progress that nobody wants to see."""
 
 
+def unsaid(sentence: str) -> None:
+    """A remark that nobody wants to read."""
+
+
 @dataclass(frozen=True)
 class Workspace:
     """Where a run keeps what it computes.
@@ -65,6 +69,7 @@ class Workspace:
         feature_dtype: ``"float32" | "float16" | "int8"`` of stored features.
         feature_budget: bytes of features that may be held in memory.
         progress: told ``(title, done, total)`` by long computations; the last call has done = total.
+        note: told measured facts worth a line, e.g. what storing features in fewer bits changed.
     """
 
     run: Path
@@ -73,6 +78,7 @@ class Workspace:
     feature_dtype: str = "float16"
     feature_budget: int = 4 << 30
     progress: Callable[[str, int, int], None] = quiet
+    note: Callable[[str], None] = unsaid
 
 
 class Learner(lightning.LightningModule, ABC):

@@ -59,6 +59,8 @@ class WpsMethod(Method):
             )
             progress = partial(workspace.progress, f"mirrored features {dataset.split}")
             reports.append((mirrored, mirrored.build(paths, read=read_mirrored, progress=progress)))
+        for built, report in reports:
+            workspace.note(_stored(built, report, dataset))
         kept = [i for i in range(len(paths)) if all(report.keys[i] is not None for _, report in reports)]
         if not kept:
             raise UserError(f"No image of {dataset.name} ({dataset.split}) can be read; run `weakly data check` on it.")
@@ -121,6 +123,14 @@ def frozen_segmenter(name: str, pad: Pad, device: str | None = None) -> Promptab
 def _load_once(name: str, pad: Pad) -> PromptableSegmenter:
     with torch.random.fork_rng(devices=[]):
         return load_segmenter(name, pad=pad)
+
+
+def _stored(store: FeatureStore, report: BuildReport, dataset: Dataset) -> str:
+    variant = f", {store.identity.variant}" if store.identity.variant else ""
+    return (
+        f"Features of {dataset.split}{variant}: {report.encoded} images encoded, {report.reused} found; "
+        f"{store.identity.dtype} against float32: {report.drift}"
+    )
 
 
 def _hold(store: FeatureStore, report: BuildReport, *, kept: list[int], budget: int, device: str) -> Features:
