@@ -31,8 +31,9 @@ from weakly.foundation.pretraining.prompts import (
     photometric,
     tight_boxes,
 )
+from weakly.foundation.pretraining.recipe import SamTraining, Stage
 from weakly.foundation.pretraining.release import release_sam
-from weakly.foundation.pretraining.sam import SamTraining, Stage, all_masks, prompt_tokens, sam_loss, train_sam
+from weakly.foundation.pretraining.sam import all_masks, prompt_tokens, sam_loss, train_sam
 from weakly.foundation.sam import SamSegmenter, load_segmenter
 from weakly.foundation.small_sam import SmallSamConfig, build_small_sam
 from weakly.labels import Boxes, Sample
@@ -222,7 +223,7 @@ class TestLoss:
         is_box = torch.arange(len(batch.masks)) % 2 == 0
         truth = torch.nn.functional.interpolate(batch.masks[:, None].float(), (32, 32), mode="area")
         logits, iou = logits_of(truth)
-        return sam_loss(logits, iou, batch, is_box)
+        return sam_loss(logits, iou, replace(batch, is_box=is_box))
 
     def test_it_falls_when_the_truth_is_predicted(self, leaves):
         def predict(gain: float, iou: float) -> object:
@@ -241,7 +242,8 @@ class TestLoss:
         n = len(batch.masks)
         truth = torch.nn.functional.interpolate(batch.masks[:, None].float(), (32, 32), mode="area")
         logits = (8 * (truth - 0.5) * torch.tensor([-1.0, -1, 1, -1]).view(1, 4, 1, 1)).requires_grad_()
-        sam_loss(logits, torch.ones(n, 4), batch, torch.zeros(n, dtype=torch.bool))["loss"].backward()
+        points = replace(batch, is_box=torch.zeros(n, dtype=torch.bool))
+        sam_loss(logits, torch.ones(n, 4), points)["loss"].backward()
         assert (logits.grad[:, 2] != 0).any()
         assert (logits.grad[:, [0, 1, 3]] == 0).all()
 

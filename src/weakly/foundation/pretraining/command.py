@@ -9,8 +9,9 @@ from pathlib import Path
 from weakly.data.dataset import Dataset
 from weakly.foundation.pretraining.measure import PromptScores, dataset_masks, measure_prompts, world_parts
 from weakly.foundation.pretraining.pictures import render_bank
+from weakly.foundation.pretraining.recipe import SamTraining
 from weakly.foundation.pretraining.release import release_sam
-from weakly.foundation.pretraining.sam import SamTraining, train_sam
+from weakly.foundation.pretraining.sam import train_sam
 from weakly.foundation.sam import SamSegmenter, load_segmenter
 from weakly.foundation.small_sam import SmallSamConfig
 
@@ -82,6 +83,7 @@ def make_sam(
         config,
         training,
         device=device,
+        workers=0 if device == "cpu" else workers,
         report=lambda step, _: progress("training", step, training.total_steps),
     )
     pictures = {"dead-leaves pictures": len(banks["leaves"]), "Menagerie worlds": len(banks["worlds"])}

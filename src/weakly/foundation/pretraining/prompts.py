@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import cv2
 import numpy as np
@@ -11,8 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.data import Dataset
 
 from weakly.foundation.pretraining.pictures import PictureBank
+from weakly.foundation.pretraining.recipe import SamTraining
+from weakly.foundation.promptable import PIXEL_MEAN, PIXEL_STD
 
 LEVEL_WEIGHTS = (0.2, 0.65, 0.15)
 """How often a prompt asks for a whole, a part, a sub-part."""
@@ -26,12 +29,13 @@ class PromptBatch:
     """A training step's input.
 
     Attributes:
-        pixels: (B, 3, S, S) float32 in [0, 1].
+        pixels: (B, 3, S, S) float32: in [0, 1] as drawn, normalised for training.
         masks: (N, S, S) bool, the mask each prompt asks for.
-        boxes: (N, 4) float32 exact frame boxes.
+        boxes: (N, 4) float32 frame boxes: exact as drawn, jittered for training.
         points: (N, 2) float32, a pixel inside each mask.
         image_index: (N,) int64.
         is_part: (N,) bool, the mask is a part (not a whole or a sub-part).
+        is_box: (N,) bool, the prompt is the box, else the point.
     """
 
     pixels: Tensor
@@ -40,6 +44,7 @@ class PromptBatch:
     points: Tensor
     image_index: Tensor
     is_part: Tensor
+    is_box: Tensor
 
     def to(self, device: torch.device) -> PromptBatch:
         """The same batch on another device."""
@@ -79,7 +84,41 @@ def draw_batch(
         points=torch.from_numpy(inner_points(rng, stacked)),
         image_index=torch.tensor(owners),
         is_part=torch.tensor(is_part),
+        is_box=torch.ones(len(stacked), dtype=torch.bool),
     )
+
+
+class StepBatches(Dataset[PromptBatch]):
+    """The batch of every training step, a pure function of (recipe, step): order and resuming change nothing.
+
+    Args:
+        leaves: dead leaves.
+        worlds: rendered worlds; None while no stage that needs them is reached.
+        training: the recipe.
+    """
+
+    def __init__(self, leaves: PictureBank, worlds: PictureBank | None, training: SamTraining) -> None:
+        self.leaves, self.worlds, self.training = leaves, worlds, training
+
+    def __len__(self) -> int:
+        return self.training.total_steps
+
+    def __getitem__(self, step: int) -> PromptBatch:
+        seed = self.training.seed
+        stage = self.training.stage_at(step)
+        rng = np.random.default_rng(np.random.SeedSequence([seed, step]))
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        banks = [(self.leaves, 1.0)]
+        if self.worlds is not None:
+            banks = [(self.leaves, 1 - stage.worlds), (self.worlds, stage.worlds)]
+        drawn = draw_batch(rng, banks, stage.size, stage.pictures, stage.prompts)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+        return replace(
+            drawn,
+            pixels=(photometric(drawn.pixels, generator) - mean) / std,
+            is_box=torch.rand(len(drawn.masks), generator=generator) < self.training.box_share,
+            boxes=jitter_boxes(drawn.boxes, generator),
+        )
 
 
 def _crop(

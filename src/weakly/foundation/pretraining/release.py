@@ -14,7 +14,7 @@ from transformers import SamModel
 
 from weakly.errors import WeaklyError
 from weakly.foundation.pretraining.measure import PromptScores
-from weakly.foundation.pretraining.sam import SamTraining
+from weakly.foundation.pretraining.recipe import SamTraining
 from weakly.foundation.small_sam import SmallSamConfig
 
 MAX_BYTES = 16_000_000

@@ -11,82 +11,22 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.data import DataLoader
 from transformers import SamModel
 
 from weakly.errors import UserError
 from weakly.foundation.pretraining.pictures import PictureBank
-from weakly.foundation.pretraining.prompts import PromptBatch, draw_batch, jitter_boxes, photometric
-from weakly.foundation.promptable import PIXEL_MEAN, PIXEL_STD
+from weakly.foundation.pretraining.prompts import PromptBatch, StepBatches
+from weakly.foundation.pretraining.recipe import SamTraining
 from weakly.foundation.small_sam import SmallSamConfig, build_small_sam
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stretch of training at one picture size.
-
-    Attributes:
-        size: S in pixels; the convolutional encoder and the normalised coordinates take any multiple of 32.
-        steps: optimiser steps.
-        pictures: pictures per step.
-        prompts: prompts per picture.
-        worlds: share of rendered worlds; the other pictures are dead leaves.
-    """
-
-    size: int
-    steps: int
-    worlds: float = 0.75
-    pictures: int = 8
-    prompts: int = 8
-
-
-@dataclass(frozen=True)
-class SamTraining:
-    """The recipe of the bundled SAM.
-
-    Attributes:
-        stages: coarse to fine: small pictures teach what a part is, full ones where it ends.
-        lr: peak learning rate of AdamW; linear warm-up, then cosine to zero over all stages.
-        warmup: steps.
-        weight_decay: AdamW's, on weights of two or more dimensions.
-        clip: largest gradient norm.
-        box_share: fraction of prompts that are boxes; the others are points.
-        seed: of weights, batches and prompts.
-    """
-
-    stages: tuple[Stage, ...] = field(default=(Stage(128, 1200), Stage(256, 450)))
-    lr: float = 8e-4
-    warmup: int = 100
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    box_share: float = 0.6
-    seed: int = 0
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of all stages together."""
-        return sum(stage.steps for stage in self.stages)
-
-    def stage_at(self, step: int) -> Stage:
-        """The stage that step ``step`` (0-based) belongs to."""
-        for stage in self.stages:
-            if step < stage.steps:
-                return stage
-            step -= stage.steps
-        return self.stages[-1]
-
-    def rate(self, step: int) -> float:
-        """Learning rate of step ``step``."""
-        warm = min(1.0, (step + 1) / self.warmup)
-        return self.lr * warm * 0.5 * (1 + float(np.cos(np.pi * min(1.0, step / self.total_steps))))
 
 
 def position_grid(model: SamModel, size: tuple[int, int]) -> Tensor:
@@ -130,7 +70,7 @@ def prompt_tokens(model: SamModel, boxes: Tensor, points: Tensor, is_box: Tensor
     return torch.where(is_box[:, None, None], corners, torch.stack([point, padding], 1))
 
 
-def sam_loss(logits: Tensor, predicted_iou: Tensor, batch: PromptBatch, is_box: Tensor) -> dict[str, Tensor]:
+def sam_loss(logits: Tensor, predicted_iou: Tensor, batch: PromptBatch) -> dict[str, Tensor]:
     """Mask and IoU losses of (N, 4, h, w) logits.
 
     Box prompts (and points on parts, at half weight) train mask 0; point prompts train the best of masks 1..3.
@@ -142,7 +82,7 @@ def sam_loss(logits: Tensor, predicted_iou: Tensor, batch: PromptBatch, is_box: 
     overlap = (probability * coverage).sum((2, 3))
     dice = 1 - (2 * overlap + 1) / (probability.sum((2, 3)) + coverage.sum((2, 3)) + 1)
     mask_loss = 2 * bce + dice
-    box, point = is_box.float(), (~is_box).float()
+    box, point = batch.is_box.float(), (~batch.is_box).float()
     best = mask_loss[:, 1:].min(1).values
     single = mask_loss[:, 0] * (box + 0.5 * point * batch.is_part.float())
     multi = best * (point + 0.3 * box)
@@ -170,6 +110,7 @@ def train_sam(
     save_every: int = 100,
     until: int | None = None,
     device: str = "cpu",
+    workers: int = 0,
 ) -> SamModel:
     """Train to the end of the last stage (or to step ``until``); a checkpoint in ``work`` is continued.
 
@@ -182,7 +123,8 @@ def train_sam(
         report: called every 10 steps with (step, {"loss", "box_iou", "point_iou", "iou_loss", "seconds"}).
         save_every: steps between checkpoints.
         until: stop after this step; the next call goes on.
-        device: where the model trains; pictures are cut and changed on the CPU.
+        device: where the model trains; in bf16 on a GPU, in fp32 on a CPU.
+        workers: processes that cut and change pictures; 0: this one. The batches are the same.
 
     Raises:
         UserError: ``work`` holds a checkpoint of another recipe.
@@ -202,18 +144,15 @@ def train_sam(
     start = _resume(model, optimiser, work, training)
     clock = time.monotonic()
     last = training.total_steps if until is None else until
-    for step in range(start, last):
-        stage = training.stage_at(step)
-        rng = np.random.default_rng(np.random.SeedSequence([training.seed, step]))
-        generator = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
-        banks = [(leaves, 1.0)] if worlds is None else [(leaves, 1 - stage.worlds), (worlds, stage.worlds)]
-        batch = draw_batch(rng, banks, stage.size, stage.pictures, stage.prompts)
-        values = _step(model, optimiser, batch, training, step, stage.size, generator)
+    batches = StepBatches(leaves, worlds, training)
+    loader = DataLoader(batches, sampler=range(start, last), batch_size=None, num_workers=workers)
+    for step, batch in enumerate(loader, start):
+        values = _step(model, optimiser, batch.to(model.device), training, step)
         if step % 10 == 9:
             numbers = {key: float(value) for key, value in values.items()}
             numbers["seconds"] = time.monotonic() - clock
             with (work / "log.jsonl").open("a") as log:
-                log.write(json.dumps({"step": step + 1, "size": stage.size, **numbers}) + "\n")
+                log.write(json.dumps({"step": step + 1, "size": training.stage_at(step).size, **numbers}) + "\n")
             report(step + 1, numbers)
         if (step + 1) % save_every == 0 or step + 1 == last:
             _save_checkpoint(model, optimiser, work, training, step + 1)
@@ -221,26 +160,15 @@ def train_sam(
 
 
 def _step(
-    model: SamModel,
-    optimiser: torch.optim.Optimizer,
-    batch: PromptBatch,
-    training: SamTraining,
-    step: int,
-    size: int,
-    generator: torch.Generator,
+    model: SamModel, optimiser: torch.optim.Optimizer, batch: PromptBatch, training: SamTraining, step: int
 ) -> dict[str, Tensor]:
     for group in optimiser.param_groups:
         group["lr"] = training.rate(step)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
-    pixels = (photometric(batch.pixels, generator) - mean) / std
-    is_box = torch.rand(len(batch.masks), generator=generator) < training.box_share
-    boxes = jitter_boxes(batch.boxes, generator)
-    pixels, is_box, boxes = (value.to(model.device) for value in (pixels, is_box, boxes))
-    batch = batch.to(model.device)
-    embeddings = model.vision_encoder(pixels).last_hidden_state
-    tokens = prompt_tokens(model, boxes, batch.points, is_box, size)
-    logits, predicted = all_masks(model, embeddings, tokens, batch.image_index)
-    losses = sam_loss(logits, predicted, batch, is_box)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
+        embeddings = model.vision_encoder(batch.pixels).last_hidden_state
+        tokens = prompt_tokens(model, batch.boxes, batch.points, batch.is_box, batch.pixels.shape[-1])
+        logits, predicted = all_masks(model, embeddings, tokens, batch.image_index)
+    losses = sam_loss(logits.float(), predicted.float(), batch)
     optimiser.zero_grad(set_to_none=True)
     losses["loss"].backward()
     torch.nn.utils.clip_grad_norm_((p for group in optimiser.param_groups for p in group["params"]), training.clip)

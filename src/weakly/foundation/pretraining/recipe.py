@@ -1,0 +1,67 @@
+"""The recipe of the bundled SAM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training at one picture size.
+
+    Attributes:
+        size: S in pixels; the convolutional encoder and the normalised coordinates take any multiple of 32.
+        steps: optimiser steps.
+        pictures: pictures per step.
+        prompts: prompts per picture.
+        worlds: share of rendered worlds; the other pictures are dead leaves.
+    """
+
+    size: int
+    steps: int
+    worlds: float = 0.75
+    pictures: int = 8
+    prompts: int = 8
+
+
+@dataclass(frozen=True)
+class SamTraining:
+    """The recipe of the bundled SAM.
+
+    Attributes:
+        stages: coarse to fine: small pictures teach what a part is, full ones where it ends.
+        lr: peak learning rate of AdamW; linear warm-up, then cosine to zero over all stages.
+        warmup: steps.
+        weight_decay: AdamW's, on weights of two or more dimensions.
+        clip: largest gradient norm.
+        box_share: fraction of prompts that are boxes; the others are points.
+        seed: of weights, batches and prompts.
+    """
+
+    stages: tuple[Stage, ...] = field(default=(Stage(128, 1200), Stage(256, 450)))
+    lr: float = 8e-4
+    warmup: int = 100
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    box_share: float = 0.6
+    seed: int = 0
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all stages together."""
+        return sum(stage.steps for stage in self.stages)
+
+    def stage_at(self, step: int) -> Stage:
+        """The stage that step ``step`` (0-based) belongs to."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage
+            step -= stage.steps
+        return self.stages[-1]
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step ``step``."""
+        warm = min(1.0, (step + 1) / self.warmup)
+        return self.lr * warm * 0.5 * (1 + float(np.cos(np.pi * min(1.0, step / self.total_steps))))
