@@ -335,7 +335,9 @@ def doctor(folder: Path = Path()) -> int:
 
 def foundation_train_sam(
     out: Path,
+    recipe: Literal["cpu", "gpu"] = "cpu",
     steps: int | None = None,
+    start: Path | None = None,
     worlds: int = 6016,
     leaves: int = 3072,
     seed: int = 0,
@@ -347,7 +349,9 @@ def foundation_train_sam(
 
     Args:
         out: folder of pictures, checkpoint and log; the result is its sub-folder sam/, in the bundled form.
-        steps: optimisation steps; default: the bundled model's.
+        recipe: cpu (two cores, about an hour) or gpu.
+        steps: optimisation steps; default: the recipe's.
+        start: a folder of an earlier result to start from; default: random weights.
         worlds: rendered pre-training worlds.
         leaves: dead-leaves pictures.
         seed: of weights, batches and prompts.
@@ -362,7 +366,9 @@ def foundation_train_sam(
 
     scores = make_sam(
         out,
+        recipe=recipe,
         steps=steps,
+        start=start,
         worlds=worlds,
         leaves=leaves,
         seed=seed,

@@ -378,3 +378,16 @@ def test_make_sam_from_nothing_to_a_folder_that_loads(tmp_path, monkeypatch):
         assert f"| {name} | {figures.images} | {figures.masks} | {figures.box:.3f} |" in card
     assert {"rendering leaves", "rendering worlds", "training"} == set(told)
     assert load_segmenter(str(tmp_path / "sam")).side == 32
+
+
+def test_training_can_start_from_earlier_weights(leaves, tmp_path):
+    torch.manual_seed(99)
+    earlier = build_small_sam(CONFIG)
+    still = replace(TRAINING, lr=0.0)
+    model = train_sam(leaves, None, tmp_path, CONFIG, still, until=1, start=earlier)
+    assert all(torch.equal(value, earlier.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_an_unknown_recipe_is_named(tmp_path):
+    with pytest.raises(UserError, match="no recipe 'tpu'.*cpu, gpu"):
+        make_sam(tmp_path, recipe="tpu")

@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from weakly.data.dataset import Dataset
+from weakly.errors import UserError
 from weakly.foundation.pretraining.measure import PromptScores, dataset_masks, measure_prompts, world_parts
 from weakly.foundation.pretraining.pictures import render_bank
-from weakly.foundation.pretraining.recipe import SamTraining
+from weakly.foundation.pretraining.recipe import RECIPES, SamTraining
 from weakly.foundation.pretraining.release import release_sam
 from weakly.foundation.pretraining.sam import train_sam
 from weakly.foundation.sam import SamSegmenter, load_segmenter
+from weakly.foundation.sam_checkpoint import load_small
 from weakly.foundation.small_sam import SmallSamConfig
 
 LEAVES = 3072
@@ -36,7 +38,9 @@ def scaled(training: SamTraining, steps: int | None) -> SamTraining:
 def make_sam(
     out: Path,
     *,
+    recipe: str = "cpu",
     steps: int | None = None,
+    start: Path | None = None,
     leaves: int = LEAVES,
     worlds: int = WORLDS,
     measured: int = MEASURED_WORLDS,
@@ -51,7 +55,9 @@ def make_sam(
 
     Args:
         out: folder of pictures, checkpoint, log and result.
-        steps: optimiser steps in all; default: the bundled model's.
+        recipe: a key of :data:`~weakly.foundation.pretraining.recipe.RECIPES`.
+        steps: optimiser steps in all; default: the recipe's.
+        start: a folder in the bundled form to start from; default: random weights.
         leaves: dead-leaves pictures.
         worlds: pre-training worlds.
         measured: unseen worlds to measure on.
@@ -66,7 +72,9 @@ def make_sam(
         Figures by data set, as in the model card.
     """
     config = config or SmallSamConfig()
-    training = scaled(SamTraining(seed=seed), steps)
+    if recipe not in RECIPES:
+        raise UserError(f"There is no recipe {recipe!r} for a SAM; give one of {', '.join(RECIPES)}.")
+    training = scaled(replace(RECIPES[recipe], seed=seed), steps)
     size = config.image_size
 
     def rendering(name: str) -> Callable[[int, int], None]:
@@ -84,6 +92,7 @@ def make_sam(
         training,
         device=device,
         workers=0 if device == "cpu" else workers,
+        start=None if start is None else load_small(start),
         report=lambda step, _: progress("training", step, training.total_steps),
     )
     pictures = {"dead-leaves pictures": len(banks["leaves"]), "Menagerie worlds": len(banks["worlds"])}

@@ -65,3 +65,10 @@ class SamTraining:
         """Learning rate of step ``step``."""
         warm = min(1.0, (step + 1) / self.warmup)
         return self.lr * warm * 0.5 * (1 + float(np.cos(np.pi * min(1.0, step / self.total_steps))))
+
+
+RECIPES: dict[str, SamTraining] = {
+    "cpu": SamTraining(),
+    "gpu": SamTraining(stages=(Stage(256, 10_000, pictures=48, prompts=12),), lr=1e-3, warmup=500),
+}
+"""By where they fit: two CPU cores for an hour, one GPU for half an hour."""

@@ -111,6 +111,7 @@ def train_sam(
     until: int | None = None,
     device: str = "cpu",
     workers: int = 0,
+    start: SamModel | None = None,
 ) -> SamModel:
     """Train to the end of the last stage (or to step ``until``); a checkpoint in ``work`` is continued.
 
@@ -124,6 +125,7 @@ def train_sam(
         save_every: steps between checkpoints.
         until: stop after this step; the next call goes on.
         device: where the model trains; in bf16 on a GPU, in fp32 on a CPU.
+        start: weights to start from instead of random ones.
         workers: processes that cut and change pictures; 0: this one. The batches are the same.
 
     Raises:
@@ -131,7 +133,10 @@ def train_sam(
     """
     config, training = config or SmallSamConfig(), training or SamTraining()
     torch.manual_seed(training.seed)
-    model = build_small_sam(config).to(device)
+    model = build_small_sam(config)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
+    model = model.to(device)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad and "mask_embed" not in name}
     optimiser = torch.optim.AdamW(
         [
@@ -141,12 +146,12 @@ def train_sam(
         lr=training.lr,
     )
     work.mkdir(parents=True, exist_ok=True)
-    start = _resume(model, optimiser, work, training)
+    first = _resume(model, optimiser, work, training)
     clock = time.monotonic()
     last = training.total_steps if until is None else until
     batches = StepBatches(leaves, worlds, training)
-    loader = DataLoader(batches, sampler=range(start, last), batch_size=None, num_workers=workers)
-    for step, batch in enumerate(loader, start):
+    loader = DataLoader(batches, sampler=range(first, last), batch_size=None, num_workers=workers)
+    for step, batch in enumerate(loader, first):
         values = _step(model, optimiser, batch.to(model.device), training, step)
         if step % 10 == 9:
             numbers = {key: float(value) for key, value in values.items()}
