@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors.torch import save
 from transformers import SamModel
 
 from weakly.errors import WeaklyError
+from weakly.files import write_atomic
 from weakly.foundation.pretraining.measure import PromptScores
 from weakly.foundation.pretraining.recipe import SamTraining
 from weakly.foundation.small_sam import SmallSamConfig
@@ -55,22 +55,10 @@ def release_sam(
         raise WeaklyError(f"The bundled SAM would take {len(payload):,} bytes; keep it under {MAX_BYTES:,}.")
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(payload).hexdigest()
-    _write(folder / "small_sam.json", json.dumps(config.to_dict(), indent=1).encode())
-    _write(folder / "README.md", _card(config, training, pictures, scores, digest, len(payload)).encode())
-    _write(folder / "model.safetensors", payload)
+    write_atomic(folder / "small_sam.json", json.dumps(config.to_dict(), indent=1) + "\n")
+    write_atomic(folder / "README.md", _card(config, training, pictures, scores, digest, len(payload)))
+    write_atomic(folder / "model.safetensors", payload)
     return folder
-
-
-def _write(path: Path, payload: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _card(
