@@ -46,6 +46,7 @@ def data_make(
     test: int = 0,
     seed: int = 0,
     size: int = 256,
+    kinds: list[str] | None = None,
     workers: int | None = None,
 ) -> int:
     """Draw the menagerie, a world of animals and things with parts, in the layout of a real dataset.
@@ -58,6 +59,7 @@ def data_make(
         test: number of test images.
         seed: same seed, same world.
         size: side of the square images in pixels.
+        kinds: names of the object kinds that occur, e.g. [fox,sedan]; default: all of them.
         workers: processes that draw; default: one per core.
     """
     splits = {name: count for name, count in {"train": train, "val": val, "test": test}.items() if count > 0}
@@ -68,7 +70,15 @@ def data_make(
     from weakly.engine.logs import show_progress
 
     draw = write_voc if layout == "voc" else write_partimagenet
-    draw(root, splits, seed=seed, size=size, workers=workers, progress=partial(show_progress, f"drawing {root}"))
+    draw(
+        root,
+        splits,
+        seed=seed,
+        size=size,
+        kinds=kinds,
+        workers=workers,
+        progress=partial(show_progress, f"drawing {root}"),
+    )
     print(f"{root}: {', '.join(f'{count} {name}' for name, count in splits.items())} images")
     return DONE
 

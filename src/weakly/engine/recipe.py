@@ -25,6 +25,7 @@ class RenderSettings:
         train, val, test: numbers of images of the three splits.
         seed: same seed, same world.
         size: side of the square images in pixels.
+        kinds: names of the object kinds that occur; null: all of them.
         workers: processes that draw; None: one per core.
     """
 
@@ -33,6 +34,7 @@ class RenderSettings:
     test: int = 0
     seed: int = 0
     size: int = 256
+    kinds: tuple[str, ...] | None = None
     workers: int | None = None
 
     def splits(self) -> dict[str, int]:

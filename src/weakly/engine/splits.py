@@ -47,6 +47,7 @@ def ensure_rendered(data: DataSettings) -> None:
         render.splits(),
         seed=render.seed,
         size=render.size,
+        kinds=render.kinds,
         workers=render.workers,
         progress=partial(show_progress, f"drawing {data.root}"),
     )

@@ -64,11 +64,13 @@ class World:
         root: folder it is written to.
         seed: of every scene.
         size: side of the square images, pixels.
+        kinds: names of the object kinds that occur; None: all of them.
     """
 
     root: Path
     seed: int
     size: int
+    kinds: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,11 @@ def _check_request(world: World, splits: Mapping[str, int], workers: int | None)
         )
     if world.seed < 0:
         raise UserError(f"The seed {world.seed} is negative; give 0 or more.")
+    unknown = sorted(set(world.kinds or ()) - set(KINDS))
+    if unknown or world.kinds == ():
+        raise UserError(
+            f"The menagerie has no kind {', '.join(unknown) or 'in an empty list'}; give some of {', '.join(KINDS)}."
+        )
     if not 32 <= world.size <= 2048:
         raise UserError(f"Images of {world.size} px cannot be drawn; give a size from 32 to 2048.")
     if workers is not None and workers < 1:
@@ -205,7 +212,13 @@ def _claim(world: World, layout: Layout, splits: Mapping[str, int]) -> dict[str,
 
     ``{"layout", "seed", "size", "renderer", "splits": {split: {"images": int, "finished": bool}}}``.
     """
-    identity = {"layout": layout.name, "seed": world.seed, "size": world.size, "renderer": _renderer_version()}
+    identity = {
+        "layout": layout.name,
+        "seed": world.seed,
+        "size": world.size,
+        "kinds": None if world.kinds is None else list(world.kinds),
+        "renderer": _renderer_version(),
+    }
     path = world.root / MANIFEST
     held = _read_manifest(world, layout)
     for key, wanted in identity.items():

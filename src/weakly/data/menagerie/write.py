@@ -53,6 +53,7 @@ def write_partimagenet(
     *,
     seed: int,
     size: int = 256,
+    kinds: Sequence[str] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> None:
@@ -67,6 +68,7 @@ def write_partimagenet(
         splits: {``"train"``, ``"val"`` or ``"test"``: number of images}.
         seed: of the world; see :data:`RESERVED_SEEDS` for those that it may not have.
         size: side of the square images, pixels.
+        kinds: names of the object kinds that occur; all of them by default.
         workers: processes; one per available core by default; 1 draws in this process.
         progress: called with (images done, images in all) after every few images.
 
@@ -74,7 +76,13 @@ def write_partimagenet(
         UserError: wrong arguments, or ``root`` holds another world or something else.
         WeaklyError: the disk is full, or a worker process was killed.
     """
-    write_world(World(root, seed, size), _LAYOUT, splits, workers=workers, progress=progress)
+    write_world(
+        World(root, seed, size, None if kinds is None else tuple(kinds)),
+        _LAYOUT,
+        splits,
+        workers=workers,
+        progress=progress,
+    )
 
 
 def instance_segmentation(mask: NDArray[np.bool_]) -> list[list[float]] | dict[str, Any]:
@@ -115,7 +123,7 @@ def _outlines(mask: NDArray[np.bool_]) -> list[list[float]]:
 
 def _draw(world: World, split: str, index: int) -> Entry:
     """Write the files of one scene; its entry holds the annotations, without ids."""
-    scene = render_scene(world.seed, index, world.size)
+    scene = render_scene(world.seed, index, world.size, kinds=world.kinds)
     stem = f"{KINDS[scene.objects[0].kind].wordnet_id}_{index}"
     categories = [part.category for part in scene.parts]
     kinds = [_KIND_INDEX[o.kind] for o in scene.objects]

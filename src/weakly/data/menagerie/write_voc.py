@@ -51,6 +51,7 @@ def write_voc(
     *,
     seed: int,
     size: int = 256,
+    kinds: Sequence[str] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> None:
@@ -64,6 +65,7 @@ def write_voc(
         splits: {``"train"``, ``"val"`` or ``"test"``: number of images}.
         seed: of the world; a few are reserved.
         size: side of the square images, pixels.
+        kinds: names of the object kinds that occur; all of them by default.
         workers: processes; one per available core by default; 1 draws in this process.
         progress: called with (images done, images in all) after every few images.
 
@@ -71,7 +73,13 @@ def write_voc(
         UserError: wrong arguments, or ``root`` holds another world or something else.
         WeaklyError: the disk is full, or a worker process was killed.
     """
-    write_world(World(root, seed, size), _LAYOUT, splits, workers=workers, progress=progress)
+    write_world(
+        World(root, seed, size, None if kinds is None else tuple(kinds)),
+        _LAYOUT,
+        splits,
+        workers=workers,
+        progress=progress,
+    )
 
 
 def voc_palette() -> NDArray[np.uint8]:
@@ -86,7 +94,7 @@ def voc_palette() -> NDArray[np.uint8]:
 
 def _draw(world: World, split: str, index: int) -> Entry:  # noqa: ARG001 - VOC's folders know no splits
     """Write the files of one scene; its entry holds its stem and the classes and difficulty of its objects."""
-    scene = render_scene(world.seed, index, world.size)
+    scene = render_scene(world.seed, index, world.size, kinds=world.kinds)
     stem = f"2026_{index + 1:06d}"
     classes = np.array([0, *(VOC_CLASSES.index(o.kind) + 1 for o in scene.objects)], np.uint8)
     palette = voc_palette()
