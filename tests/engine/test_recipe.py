@@ -144,12 +144,12 @@ def test_recipes_are_shipped() -> None:
     assert {"menagerie", "car-parts", "partimagenet"} <= {path.stem for path in shipped()}
 
 
-def test_partimagenet_is_the_papers_setting_and_takes_the_official_preset() -> None:
+def test_partimagenet_is_the_papers_experiment_and_takes_the_official_preset() -> None:
     path = Path(__file__).parents[2] / "recipes" / "wps" / "partimagenet.yaml"
     recipe = load_recipe(path)
     optimisation = recipe.optimisation
     assert (optimisation.epochs, optimisation.batch_size, optimisation.lr) == (150, 8, 1e-4)
-    assert (optimisation.optimizer, optimisation.schedule) == ("adam", "constant")
+    assert (optimisation.optimizer, optimisation.schedule) == ("adam", "cosine")
     assert recipe.settings.segmenter == "facebook/sam-vit-base" and recipe.settings.queries == 25
     official = load_recipe(path, [("preset", "official")])
     assert (official.optimisation.epochs, official.optimisation.t_total) == (149, 38_370)

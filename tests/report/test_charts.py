@@ -185,3 +185,14 @@ def test_cells_follow_the_columns():
     assert [column.name for column in columns][-1] == ""
     assert row.cells == ("40.0", "50.0", "–", "–", "–", "–", "–", "–", "25.0")
     assert (row.published, row.seconds) == ("68.9", "2 h 1 min")
+
+
+def test_a_part_that_is_nowhere_in_the_split_has_no_bar() -> None:
+    common = {"method": "wps", "supervision": "box", "data": "d", "split": "val", "images": 1}
+    there, absent = (
+        {"name": "Car Body", "object": "Car", "iou": 0.5},
+        {"name": "Bird Head", "object": "Bird", "iou": None},
+    )
+    found = compare_classes([{**common, "protocols": {}, "per_class": [there, absent]}])
+    assert found is not None
+    assert [(group.name, [row.label for row in group.rows]) for group in found.groups] == [("Car", ["Body"])]

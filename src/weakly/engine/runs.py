@@ -30,6 +30,7 @@ from typing import Any
 import torch
 import yaml
 
+import weakly
 from weakly.engine.logs import console, show_progress
 from weakly.engine.recipe import Recipe, differences, load_recipe
 from weakly.engine.typed import to_plain
@@ -242,8 +243,8 @@ def versions() -> dict[str, str]:
 
 
 def package_version() -> str:
-    """Version of this package; ``"0+source"`` where it runs uninstalled."""
-    return versions().get("weakly", "0+source")
+    """Version of this package."""
+    return weakly.__version__
 
 
 def machine() -> dict[str, Any]:

@@ -193,7 +193,8 @@ def compare_classes(records: Sequence[ScoreRecord], vocabulary: Vocabulary | Non
     for name in dict.fromkeys(name for table in [*ious, bound_ious] for name in table):
         whole = objects.get(name) or ""
         row = BarRow(name, short_name(name, whole), tuple(t.get(name) for t in ious), bound_ious.get(name))
-        groups.setdefault(whole, []).append(row)
+        if row.reference is not None or any(value is not None for value in row.values):
+            groups.setdefault(whole, []).append(row)  # a part that is nowhere in the split has no bar
     ordered = [ClassGroup(whole, tuple(sorted(rows, key=_by_gap))) for whole, rows in groups.items()]
     ordered.sort(key=lambda group: (group.name == "", -_mean_gap(group)))  # what belongs to no object comes last
     return ClassComparison(

@@ -346,3 +346,21 @@ def test_contact_sheet_shows_the_first_scenes_row_by_row() -> None:
     assert sheet.shape == (2 * 48 + GAP, 3 * 48 + 2 * GAP, 3)
     assert (sheet[48 : 48 + GAP] == 255).all()
     assert np.array_equal(sheet[48 + GAP :, 48 + GAP : 2 * 48 + GAP], render_scene(SEED, 4, 48).image)
+
+
+class TestKinds:
+    def test_a_world_of_some_kinds_shows_no_other(self, tmp_path):
+        write_partimagenet(tmp_path, {"train": 6}, seed=1, size=64, kinds=["sedan", "sailboat"], workers=1)
+        dataset = open_dataset("menagerie", tmp_path, "train")
+        shown = {dataset.vocabulary.categories[label].object for sample in dataset for label in sample.boxes.labels}
+        assert shown <= {"Car", "Boat"}
+
+    def test_other_kinds_are_another_world(self, tmp_path):
+        write_partimagenet(tmp_path, {"train": 1}, seed=1, size=64, kinds=["sedan"], workers=1)
+        with pytest.raises(UserError, match="kinds"):
+            write_partimagenet(tmp_path, {"train": 1}, seed=1, size=64, workers=1)
+
+    @pytest.mark.parametrize("kinds", [["sedan", "unicorn"], []])
+    def test_unknown_kinds_are_named(self, tmp_path, kinds):
+        with pytest.raises(UserError, match="unicorn|empty"):
+            write_partimagenet(tmp_path, {"train": 1}, seed=1, size=64, kinds=kinds, workers=1)
