@@ -1,6 +1,6 @@
 """Collect the records of runs into one file of docs/results, and write its table into the pages that show it.
 
-    python benchmarks/collect_results.py runs/menagerie runs/menagerie-point --name wps-menagerie
+    python benchmarks/collect_results.py '[runs/menagerie,runs/menagerie-point]' wps-menagerie
 
 Pages hold a pair of comments, ``<!-- table: NAME -->`` and ``<!-- end -->``; what stands between them is replaced.
 """
