@@ -296,6 +296,7 @@ def predict(
     device: str | None = None,
     batch_size: int | None = None,
     overwrite: bool = False,
+    max_pixels: int = 100_000_000,
 ) -> int:
     """Segment images: COCO JSON with RLE masks, palette PNG label maps, overlays. Run it again to go on after a stop.
 
@@ -307,10 +308,20 @@ def predict(
         device: auto, cpu, cuda, mps; default: the recipe's.
         batch_size: images per batch; default: the recipe's.
         overwrite: replace earlier results in the folder.
+        max_pixels: leave out larger images; raise it for large ones you trust.
     """
     from weakly.engine.predict import predict as segment
 
-    found = segment(run, images, out, student=student, device=device, batch_size=batch_size, overwrite=overwrite)
+    found = segment(
+        run,
+        images,
+        out,
+        student=student,
+        device=device,
+        batch_size=batch_size,
+        overwrite=overwrite,
+        max_pixels=max_pixels,
+    )
     earlier = f", {found.earlier} done earlier" if found.earlier else ""
     print(f"{found.out}: {found.done} images segmented{earlier}, {len(found.skipped)} skipped")
     _print_skipped(found.skipped)

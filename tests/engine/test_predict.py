@@ -123,3 +123,9 @@ def test_best_student_and_missing_run(run: Path, photos: Path, work: Path) -> No
         predict(work / "nowhere", [photos], work / "out")
     with pytest.raises(UserError, match="nothing"):
         predict(run, [work / "nothing"], work / "out")
+
+
+def test_larger_images_than_allowed_are_left_out_and_the_option_is_named(run: Path, photos: Path, work: Path) -> None:
+    found = predict(run, [photos], work / "capped", max_pixels=10)
+    assert found.done == 0 and found.skipped
+    assert any("--max_pixels" in one.reason for one in found.skipped)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from weakly.data.folder import ImageFile, folder_sources
-from weakly.data.images import read_image
+from weakly.data.images import MAX_PIXELS, read_image
 from weakly.engine.logs import ticking
 from weakly.engine.runs import Run, lock, open_run, package_version, workspace
 from weakly.errors import UserError
@@ -57,6 +57,7 @@ class _Task:
     image_id: int
     path: Path
     stem: str
+    max_pixels: int
 
 
 def predict(
@@ -68,6 +69,7 @@ def predict(
     device: str | None = None,
     batch_size: int | None = None,
     overwrite: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Prediction:
     """Segment images with the student of a run.
 
@@ -80,6 +82,7 @@ def predict(
         device: None: as the recipe says.
         batch_size: images per batch; None: as the recipe says.
         overwrite: replace earlier results in ``out``.
+        max_pixels: larger images are left out before a pixel is decoded.
 
     Raises:
         UserError: no image is given, the run is not trained, or ``out`` holds something else.
@@ -92,7 +95,7 @@ def predict(
     with lock(out):
         remove_leftovers(out)
         finished = _open_journal(out, identity, overwrite=overwrite)
-        tasks = _plan(sources, finished)
+        tasks = _plan(sources, finished, max_pixels)
         space = workspace(run, recipe if device is None else replace(recipe, device=device))
         predictor = find_method(recipe.method).load(weights, space)
         skipped = _predict_all(out, tasks, predictor, batch_size or recipe.evaluation.batch_size)
@@ -119,13 +122,15 @@ def _predict_all(out: Path, tasks: Sequence[_Task], predictor: Any, batch_size: 
 
 
 def _source(task: _Task) -> ImageSource:
-    return ImageSource(task.image_id, task.path, lambda: read_image(task.path, upright=True))
+    return ImageSource(
+        task.image_id, task.path, lambda: read_image(task.path, upright=True, max_pixels=task.max_pixels)
+    )
 
 
 def _write_image(out: Path, task: _Task, result: Segmentation, vocabulary: Vocabulary) -> str | None:
     """Label map, overlay, then the journal's line; the reason where the image vanished in between."""
     try:
-        image = read_image(task.path, upright=True)
+        image = read_image(task.path, upright=True, max_pixels=task.max_pixels)
     except UserError as error:
         return str(error)
     label_map = result.to_label_map(vocabulary.background)
@@ -221,7 +226,7 @@ def _append(journal: Path, line: dict[str, Any]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def _plan(sources: Sequence[ImageFile], finished: Sequence[dict[str, Any]]) -> list[_Task]:
+def _plan(sources: Sequence[ImageFile], finished: Sequence[dict[str, Any]], max_pixels: int) -> list[_Task]:
     """Images still to do, with ids and names that no finished one has."""
     done = {line["file"] for line in finished}
     taken = {str(line["stem"]).casefold() for line in finished}
@@ -234,7 +239,7 @@ def _plan(sources: Sequence[ImageFile], finished: Sequence[dict[str, Any]]) -> l
         if stem.casefold() in taken:  # a name that an earlier call used for an image of another folder
             stem = f"{stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
         taken.add(stem.casefold())
-        tasks.append(_Task(next_id, path, stem))
+        tasks.append(_Task(next_id, path, stem, max_pixels))
         next_id += 1
     return tasks
 
