@@ -363,6 +363,7 @@ def foundation_train_sam(
     leaves: int = 3072,
     seed: int = 0,
     device: str = "auto",
+    compiled: bool = False,
     workers: int = 2,
     photographs: Path | None = None,
 ) -> int:
@@ -370,13 +371,14 @@ def foundation_train_sam(
 
     Args:
         out: folder of pictures, checkpoint and log; the result is its sub-folder sam/, in the bundled form.
-        recipe: cpu (two cores, about an hour) or gpu.
+        recipe: cpu (two cores, about an hour and a half) or gpu.
         steps: optimisation steps; default: the recipe's.
         start: a folder of an earlier result to start from; default: random weights.
         worlds: rendered pre-training worlds.
         leaves: dead-leaves pictures.
         seed: of weights, batches and prompts.
         device: auto, cpu, cuda, mps.
+        compiled: through torch.compile (needs a C++ compiler on a CPU): faster steps after the first minute.
         workers: processes that render.
         photographs: the Car Parts dataset, to measure on its training split as well; never trained on.
     """
@@ -394,6 +396,7 @@ def foundation_train_sam(
         leaves=leaves,
         seed=seed,
         device=resolve_device(device),
+        compiled=compiled,
         workers=workers,
         photographs=None if photographs is None else open_dataset("carparts", photographs, "trainval"),
         progress=show_progress,

@@ -20,6 +20,7 @@ from weakly.errors import UserError, WeaklyError
 from weakly.foundation.pretraining import pictures, release
 from weakly.foundation.pretraining.command import make_sam, scaled
 from weakly.foundation.pretraining.dead_leaves import dead_leaves
+from weakly.foundation.pretraining.grouping import GroupingHead, grouping_loss
 from weakly.foundation.pretraining.measure import PromptScores, best_iou, dataset_masks, measure_prompts, world_parts
 from weakly.foundation.pretraining.pictures import PictureBank, render_bank, world
 from weakly.foundation.pretraining.prompts import (
@@ -33,7 +34,7 @@ from weakly.foundation.pretraining.prompts import (
 )
 from weakly.foundation.pretraining.recipe import SamTraining, Stage
 from weakly.foundation.pretraining.release import release_sam
-from weakly.foundation.pretraining.sam import all_masks, prompt_tokens, sam_loss, train_sam
+from weakly.foundation.pretraining.sam import all_masks, prompt_tokens, sam_loss, train_sam, training_losses
 from weakly.foundation.sam import SamSegmenter, load_segmenter
 from weakly.foundation.small_sam import SmallSamConfig, build_small_sam
 from weakly.labels import Boxes, Sample
@@ -125,7 +126,8 @@ class TestPrompts:
         assert batch.masks.dtype == torch.bool
         assert (batch.masks.sum((1, 2)) >= 24).all()
         assert batch.image_index.unique().tolist() == [0, 1, 2, 3]
-        assert batch.image_index.bincount().max() <= 5
+        assert batch.image_index.bincount().tolist() == [5, 5, 5, 5]
+        assert batch.levels.shape == (4, 3, 64, 64)
         assert batch.is_part.any()
         assert not batch.is_part.all()
         for field in fields(batch):
@@ -252,6 +254,38 @@ def replace_is_part(batch: PromptBatch, *, part: bool) -> PromptBatch:
     return replace(batch, is_part=torch.full_like(batch.is_part, part))
 
 
+class TestGrouping:
+    """Pixels of one region are to share a vector, neighbours across a boundary are not."""
+
+    def regions(self) -> Tensor:
+        regions = torch.zeros(1, 3, 24, 24, dtype=torch.uint8)
+        regions[:, :, :, 10:] = 1
+        return regions
+
+    def vectors(self, step: float) -> Tensor:
+        return step * self.regions()[:, :, None].float().expand(-1, -1, 8, -1, -1)
+
+    def test_it_falls_as_regions_move_apart(self):
+        together, near, far = (grouping_loss(self.vectors(step), self.regions()) for step in (0.0, 0.3, 2.0))
+        assert together > near > far
+        assert far < 1e-3
+
+    def test_it_rises_when_one_region_has_two_vectors(self):
+        noise = torch.randn(1, 3, 8, 24, 24, generator=torch.Generator().manual_seed(0))
+        assert grouping_loss(self.vectors(2.0) + noise, self.regions()) > grouping_loss(
+            self.vectors(2.0), self.regions()
+        )
+
+    def test_the_gradient_is_finite_where_two_regions_share_a_vector(self):
+        vectors = torch.zeros(1, 3, 8, 24, 24, requires_grad=True)
+        (gradient,) = torch.autograd.grad(grouping_loss(vectors + 1e-3 * self.vectors(1.0), self.regions()), vectors)
+        assert gradient.isfinite().all()
+        assert (gradient != 0).any()
+
+    def test_a_head_gives_a_vector_per_level_and_decoder_pixel(self):
+        assert GroupingHead(32)(torch.zeros(2, 32, 4, 6)).shape == (2, 3, 8, 16, 24)
+
+
 class TestTraining:
     def test_a_stopped_training_ends_with_the_same_weights(self, leaves, worlds, tmp_path):
         seen: list[int] = []
@@ -265,7 +299,9 @@ class TestTraining:
         assert not torch.equal(start["mask_decoder.iou_token.weight"], straight.mask_decoder.iou_token.weight)
         assert seen == [10]
         (line,) = (tmp_path / "straight" / "log.jsonl").read_text().splitlines()
-        assert {"step", "size", "loss", "box_iou", "point_iou", "iou_loss", "seconds"} == json.loads(line).keys()
+        assert {"step", "size", "loss", "box_iou", "point_iou", "iou_loss", "grouping_loss", "seconds"} == json.loads(
+            line
+        ).keys()
 
     def test_the_gaussian_matrix_does_not_train(self, leaves, tmp_path):
         torch.manual_seed(TRAINING.seed)
@@ -361,7 +397,7 @@ def test_make_sam_from_nothing_to_a_folder_that_loads(tmp_path, monkeypatch):
     told: list[str] = []
     scores = make_sam(
         tmp_path,
-        steps=10,
+        steps=12,
         leaves=4,
         worlds=4,
         measured=1,
@@ -386,6 +422,17 @@ def test_training_can_start_from_earlier_weights(leaves, tmp_path):
     still = replace(TRAINING, lr=0.0)
     model = train_sam(leaves, None, tmp_path, CONFIG, still, until=1, start=earlier)
     assert all(torch.equal(value, earlier.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_compiled_step_has_the_losses_of_an_ordinary_one(leaves):
+    torch.manual_seed(0)
+    trainee = torch.nn.ModuleDict({"model": build_small_sam(CONFIG), "head": GroupingHead(CONFIG.width)})
+    ordinary = training_losses(trainee, batch_of(leaves), TRAINING)
+    compiled = torch.compile(training_losses, dynamic=False)(trainee, batch_of(leaves), TRAINING)
+    for name, value in ordinary.items():
+        torch.testing.assert_close(compiled[name], value, atol=1e-4, rtol=1e-3)
 
 
 def test_an_unknown_recipe_is_named(tmp_path):

@@ -47,6 +47,7 @@ def make_sam(
     workers: int = 1,
     seed: int = 0,
     device: str = "cpu",
+    compiled: bool = False,
     config: SmallSamConfig | None = None,
     photographs: Dataset | None = None,
     progress: Progress = lambda _what, _done, _total: None,
@@ -64,6 +65,7 @@ def make_sam(
         workers: processes that render.
         seed: of weights, batches and prompts.
         device: torch device.
+        compiled: through torch.compile.
         config: sizes of the model; default: the bundled model's.
         photographs: real images with masks to measure on as well; never trained on.
         progress: called with (what, done, total).
@@ -93,6 +95,7 @@ def make_sam(
         device=device,
         workers=0 if device == "cpu" else workers,
         start=None if start is None else load_small(start),
+        compiled=compiled,
         report=lambda step, _: progress("training", step, training.total_steps),
     )
     pictures = {"dead-leaves pictures": len(banks["leaves"]), "Menagerie worlds": len(banks["worlds"])}

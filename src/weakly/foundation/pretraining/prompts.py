@@ -30,6 +30,7 @@ class PromptBatch:
 
     Attributes:
         pixels: (B, 3, S, S) float32: in [0, 1] as drawn, normalised for training.
+        levels: (B, 3, S, S) uint8 region ids of wholes, parts and sub-parts.
         masks: (N, S, S) bool, the mask each prompt asks for.
         boxes: (N, 4) float32 frame boxes: exact as drawn, jittered for training.
         points: (N, 2) float32, a pixel inside each mask.
@@ -39,6 +40,7 @@ class PromptBatch:
     """
 
     pixels: Tensor
+    levels: Tensor
     masks: Tensor
     boxes: Tensor
     points: Tensor
@@ -59,9 +61,13 @@ def draw_batch(
     prompts: int,
     min_area: int = 24,
 ) -> PromptBatch:
-    """``pictures`` crops at ``size`` pixels with up to ``prompts`` masks each; each bank with its probability."""
+    """``pictures`` crops at ``size`` pixels with ``prompts`` masks each; each bank with its probability.
+
+    A crop with fewer regions repeats them (the prompts differ), so that every batch has the same shape.
+    """
     shares = [share for _, share in banks]
     images: list[NDArray[np.uint8]] = []
+    maps: list[NDArray[np.uint8]] = []
     masks: list[NDArray[np.bool_]] = []
     owners: list[int] = []
     is_part: list[bool] = []
@@ -72,13 +78,16 @@ def draw_batch(
         chosen = _choose(rng, levels, prompts, min_area)
         if not chosen:
             continue
+        chosen = [chosen[i % len(chosen)] for i in range(prompts)]
         masks.extend(levels[level] == region for level, region in chosen)
         is_part.extend(level == 1 for level, _ in chosen)
-        owners.extend([len(images)] * len(chosen))
+        owners.extend([len(images)] * prompts)
         images.append(image)
+        maps.append(levels)
     stacked = np.stack(masks)
     return PromptBatch(
         pixels=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255,
+        levels=torch.from_numpy(np.stack(maps)),
         masks=torch.from_numpy(stacked),
         boxes=torch.from_numpy(tight_boxes(stacked)),
         points=torch.from_numpy(inner_points(rng, stacked)),

@@ -97,7 +97,8 @@ replacement for it on photographs.
 
 AdamW {training.lr:g}, cosine, {training.warmup} warm-up steps, weight decay {training.weight_decay:g}, gradient norm
 clipped at {training.clip:g}, {training.box_share:.0%} box prompts (jittered) and {1 - training.box_share:.0%} points, \
-single-mask output on boxes, best of three masks on points, IoU head on all four masks, 2 BCE + dice. \
+single-mask output on boxes, best of three masks on points, IoU head on all four masks, 2 BCE + dice; dense \
+grouping loss on the encoder at weight {training.grouping:g}; {"bf16 autocast" if training.bf16 else "fp32"}. \
 Seed {training.seed}.
 
 ## Figures
