@@ -93,6 +93,20 @@ def test_a_degenerate_ring_beside_a_sound_one_is_dropped(coco: Write, annotation
     assert dataset.truth(0).masks().sum() == 100
 
 
+@pytest.mark.parametrize(("first", "kept"), [([1, 1, 5, 5], 0), ([1, 1, 5, 5, 5, 1], 1)])
+def test_the_released_code_drops_an_annotation_for_its_first_ring(
+    coco: Write, annotation: Annotation, first: list[int], kept: int
+) -> None:
+    """Spec wps-sam section 5, row 21: four numbers or fewer in the first ring, and box and mask are gone."""
+    sound = annotation()["segmentation"][0]
+    files = coco([annotation(segmentation=[first, sound]), annotation(id=2, segmentation=[sound, [1, 1]])])
+    dataset = read_coco(*files, bad_polygons="annotation")
+    assert dataset[0].boxes is not None
+    assert len(dataset[0].boxes) == len(dataset.truth(0)) == 1 + kept
+    reader_default = read_coco(*files)
+    assert len(reader_default.truth(0)) == 2
+
+
 def test_a_mask_without_box_gives_its_extent(coco: Write, annotation: Annotation) -> None:
     dataset = read_coco(*coco([annotation(bbox=None)]))
     assert only_problem(dataset, "missing-box").severity == "warning"

@@ -154,3 +154,4 @@ def test_partimagenet_is_the_papers_experiment_and_takes_the_official_preset() -
     official = load_recipe(path, [("preset", "official")])
     assert (official.optimisation.epochs, official.optimisation.t_total) == (149, 38_370)
     assert (official.settings.pad, official.settings.fusion) == ("center_black", "soft_sum")
+    assert (recipe.data.bad_polygons, official.data.bad_polygons) == ("ring", "annotation")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from weakly.data.carparts import read_carparts
-from weakly.data.coco import read_coco
+from weakly.data.coco import BadPolygons, read_coco
 from weakly.data.dataset import Dataset
 from weakly.data.partimagenet import read_partimagenet
 from weakly.errors import UserError
@@ -26,6 +26,7 @@ class Source:
         annotations: annotation file, for kinds that are one file.
         images: image folder, for kinds that are one file.
         allow_ood: read PartImageNet's OOD split too.
+        bad_polygons: see :func:`~weakly.data.coco.read_coco`.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Source:
     annotations: Path | None = None
     images: Path | None = None
     allow_ood: bool = False
+    bad_polygons: BadPolygons = "ring"
 
     def folder(self) -> Path:
         """The root folder, which must exist."""
@@ -51,13 +53,16 @@ class Source:
 
 
 READERS: dict[str, Callable[[Source], Dataset]] = {
-    "partimagenet": lambda s: read_partimagenet(s.folder(), s.split, allow_ood=s.allow_ood),
+    "partimagenet": lambda s: read_partimagenet(
+        s.folder(), s.split, allow_ood=s.allow_ood, bad_polygons=s.bad_polygons
+    ),
     "menagerie": lambda s: read_partimagenet(s.folder(), s.split, name="menagerie", allow_ood=True),
     "carparts": lambda s: read_carparts(s.folder(), s.split),
     "coco": lambda s: read_coco(
         s.below_root(s.annotations, f"annotations/{s.split}.json"),
         s.below_root(s.images, f"images/{s.split}"),
         split=s.split,
+        bad_polygons=s.bad_polygons,
     ),
 }
 
@@ -72,6 +77,7 @@ def open_dataset(
     limit: int | None = None,
     seed: int = 0,
     allow_ood: bool = False,
+    bad_polygons: BadPolygons = "ring",
 ) -> Dataset:
     """Open a dataset by kind.
 
@@ -84,6 +90,7 @@ def open_dataset(
         limit: take so many records only.
         seed: with ``limit``: 0 takes the first records, any other seed a random draw of them, in the file's order.
         allow_ood: read PartImageNet's OOD split too.
+        bad_polygons: what a degenerate polygon ring costs: ``ring`` or ``annotation`` (PartImageNet and COCO).
 
     Raises:
         UserError: an unknown kind, a missing folder or file, nothing usable in it, or a limit below 1.
@@ -92,7 +99,7 @@ def open_dataset(
         raise UserError(f"There is no dataset kind {kind!r}; choose one of {', '.join(READERS)}.")
     if limit is not None and limit < 1:
         raise UserError(f"The limit of {limit} records is below 1; give a positive number or none.")
-    source = Source(kind, root, split, annotations, images, allow_ood)
+    source = Source(kind, root, split, annotations, images, allow_ood, bad_polygons)
     dataset = READERS[kind](source)
     if not dataset.records:
         first = f" First problem: {dataset.problems[0].message}" if dataset.problems else ""

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -44,6 +44,9 @@ EXTENT_TOLERANCE_PIXELS = 2.0
 EXTENT_TOLERANCE_SHARE = 0.05
 """A box side may differ from its mask's extent by 2 pixels or 5 % of the box's longer side, whichever is more."""
 
+BadPolygons = Literal["ring", "annotation"]
+"""What a degenerate polygon ring costs: itself, or (released WPS-SAM code, where it comes first) its annotation."""
+
 _CORRECT = "Correct it in the annotation file."
 
 
@@ -55,6 +58,7 @@ def read_coco(
     split: str = "train",
     drop: Sequence[str] = (),
     default_object: str | None = None,
+    bad_polygons: BadPolygons = "ring",
 ) -> Dataset:
     """Read a COCO instance file.
 
@@ -70,6 +74,8 @@ def read_coco(
         drop: category names to leave out with their annotations (``"_background_"``). Other categories stay even
             if nothing is annotated with them.
         default_object: the whole that categories without a ``supercategory`` are parts of.
+        bad_polygons: ``ring`` drops degenerate rings; ``annotation`` drops every annotation whose first ring has four
+            numbers or fewer, box and all (spec wps-sam section 5, row 21).
 
     Returns:
         Categories contiguous in order of their ids (``Category.source_id``), records in the file's order. ``extra``:
@@ -85,7 +91,7 @@ def read_coco(
     for key in ("images", "annotations", "categories"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):
             raise UserError(f"The file {annotations} has no list {key!r}; give a COCO instance annotation file.")
-    reading = _Reading(str(annotations))
+    reading = _Reading(str(annotations), bad_polygons)
     vocabulary, category_index = _categories(document["categories"], drop, default_object, reading)
     entries = _images(document["images"], images, reading)
     _annotations(document["annotations"], entries, category_index, reading)
@@ -127,6 +133,7 @@ class _Reading:
     """What accumulates while one file is read."""
 
     file: str
+    bad_polygons: BadPolygons = "ring"
     problems: list[Problem] = field(default_factory=list)
     no_mask: list[tuple[int | str, int]] = field(default_factory=list)
     left_out: set[int | str] = field(default_factory=set)
@@ -291,8 +298,17 @@ def _annotations(
         elif row.get("iscrowd"):
             message = "A crowd region is not one instance; it is left out."
             reading.report("crowd-region", "warning", where, message, "Nothing to do.")
+        elif reading.bad_polygons == "annotation" and _first_ring_is_bad(row.get("segmentation")):
+            message = "The first polygon ring has fewer than 3 points; the annotation is left out, as asked."
+            reading.report("degenerate-polygon", "warning", where, message, "Draw it again or remove it.")
         else:
             _annotation(row, where, entry, category_index[row["category_id"]], reading)
+
+
+def _first_ring_is_bad(segmentation: Any) -> bool:
+    """The released code's test: the first ring has four numbers or fewer."""
+    rings = segmentation if isinstance(segmentation, list) else []
+    return bool(rings) and isinstance(rings[0], list) and len(rings[0]) <= 4
 
 
 def _annotation(row: Mapping[str, Any], where: str, entry: _Entry, label: int, reading: _Reading) -> None:

@@ -179,13 +179,13 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
             if image.width * image.height > max_pixels:
                 raise UserError(
                     f"The image {path} has {image.width} x {image.height} pixels, more than the cap of {max_pixels}; "
-                    "raise it with --max_pixels if you trust the file."
+                    "make it smaller, or raise the cap with `weakly predict --max_pixels` if you trust the file."
                 )
             yield image
     except Image.DecompressionBombError as error:
         raise UserError(
             f"The image {path} has more pixels than the cap of {max_pixels}; "
-            "raise it with --max_pixels if you trust the file."
+            "make it smaller, or raise the cap with `weakly predict --max_pixels` if you trust the file."
         ) from error
     except _DECODE_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -16,7 +16,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from weakly.data.coco import read_coco
+from weakly.data.coco import BadPolygons, read_coco
 from weakly.data.dataset import Dataset, Problem, Record
 from weakly.data.images import confined
 from weakly.errors import UserError
@@ -24,7 +24,14 @@ from weakly.errors import UserError
 _WORDNET_ID = re.compile(r"n\d{8}(?=_)")
 
 
-def read_partimagenet(root: Path, split: str, *, name: str = "partimagenet", allow_ood: bool = False) -> Dataset:
+def read_partimagenet(
+    root: Path,
+    split: str,
+    *,
+    name: str = "partimagenet",
+    allow_ood: bool = False,
+    bad_polygons: BadPolygons = "ring",
+) -> Dataset:
     """Read one split. Category names and ids are taken from the JSON; images are only looked for, not opened.
 
     Args:
@@ -32,6 +39,7 @@ def read_partimagenet(root: Path, split: str, *, name: str = "partimagenet", all
         split: ``"train"``, ``"val"`` or ``"test"``.
         name: what tables call the dataset.
         allow_ood: read the OOD split too.
+        bad_polygons: see :func:`~weakly.data.coco.read_coco`.
 
     Raises:
         UserError: the split is not there, or it is the OOD split and that was not asked for.
@@ -47,7 +55,7 @@ def read_partimagenet(root: Path, split: str, *, name: str = "partimagenet", all
             f"The data in {root} are PartImageNet's OOD split (the object classes of {split!r} and another split are "
             "disjoint), not the Seg split; download PartImageNet_Seg or allow the OOD split."
         )
-    dataset = read_coco(labels / f"{split}.json", images, name=name, split=split)
+    dataset = read_coco(labels / f"{split}.json", images, name=name, split=split, bad_polygons=bad_polygons)
     ships_maps = any(path.suffix == ".png" for path in labels.iterdir())
     records, problems = _with_label_maps(dataset.records, labels) if ships_maps else (dataset.records, [])
     last_id = max(dataset.vocabulary.source_id(i) for i in range(len(dataset.vocabulary)))

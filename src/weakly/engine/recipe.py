@@ -55,6 +55,7 @@ class DataSettings:
         images: image folder inside ``root``; ``{split}`` likewise.
         limit_train, limit_val: use a seeded random choice of this many images only.
         seed: seeds that choice.
+        bad_polygons: what a degenerate polygon ring costs: ``ring``, or ``annotation`` as in the released WPS-SAM code.
         render: draw the menagerie into ``root`` on first use.
     """
 
@@ -68,6 +69,7 @@ class DataSettings:
     limit_train: int | None = None
     limit_val: int | None = None
     seed: int = 0
+    bad_polygons: Literal["ring", "annotation"] = "ring"
     render: RenderSettings | None = None
 
 

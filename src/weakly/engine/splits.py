@@ -28,6 +28,7 @@ def open_split(data: DataSettings, split: str) -> Dataset:
         images=_for_split(data.images, split),
         limit={data.train: limited.limit_train, data.val: limited.limit_val}.get(split),
         seed=data.seed,
+        bad_polygons=data.bad_polygons,
     )
 
 

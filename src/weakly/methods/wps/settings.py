@@ -98,6 +98,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     # What the released code does, oddities included.
     "official": {
+        "data": {"bad_polygons": "annotation"},
         "settings": {"fusion": "soft_sum", "pad": "center_black"},
         "optimisation": {
             "epochs": 149,
@@ -114,7 +115,7 @@ evaluation reports the released code's own protocol, ``official_rowwise``, besid
 
 
 def preset(name: str) -> dict[str, dict[str, Any]]:
-    """The sections of a preset: ``settings`` and ``optimisation``.
+    """The sections of a preset: ``settings``, ``optimisation`` and ``data``.
 
     Raises:
         UserError: there is none of that name.
