@@ -14,10 +14,11 @@ from lightning import Callback
 from tiny_segmenter import rectangle_dataset, tiny_sam_folder
 
 from weakly.errors import UserError
+from weakly.foundation.sam import load_segmenter
 from weakly.methods.base import Workspace
 from weakly.methods.optimisation import Optimisation
 from weakly.methods.wps import METHOD, WpsSettings
-from weakly.methods.wps.learner import WpsLearner
+from weakly.methods.wps.learner import WpsLearner, build_prompter, cell_tokens
 from weakly.methods.wps.settings import preset
 from weakly.methods.wps.targets import WpsData
 from weakly.vocabulary import Vocabulary
@@ -161,7 +162,7 @@ def test_presets_are_made_of_settings_and_optimisation_that_exist() -> None:
         sections = preset(name)
         WpsSettings(**sections.pop("settings", {}))
         Optimisation(**sections.pop("optimisation", {}))
-        assert not sections
+        assert set(sections) <= {"data"}
     official = Optimisation(**preset("official")["optimisation"])
     assert (official.epochs, official.t_total, official.sampler_seed) == (149, 38_370, "per_rank")
     assert preset("paper")["optimisation"]["schedule"] == "constant"
@@ -188,3 +189,17 @@ def test_auxiliary_losses_are_those_of_the_earlier_layers_alone(
     earlier = [aux._compare(aux.student.answer(states[layer]), batch).total for layer in (0, 1)]
     torch.testing.assert_close(total, last.total + 0.5 * (earlier[0] + earlier[1]) / 2)
     torch.testing.assert_close(last.total, plain.loss(batch).total)
+
+
+def test_positions_can_start_as_the_segmenters_own_tokens_of_the_cells(prepared: tuple[WpsSettings, WpsData]) -> None:
+    """Neighbours are alike, the mean is gone, and differences are those of the teacher's tokens."""
+    segmenter = load_segmenter(prepared[0].segmenter)
+    _, rows, columns = segmenter.embedding_shape
+    tokens = cell_tokens(segmenter, 1).view(rows // 2, columns // 2, -1)
+    assert torch.allclose(tokens.mean((0, 1)), torch.zeros(tokens.shape[-1]), atol=1e-5)
+    cell = segmenter.side / (columns // 2)
+    corners = segmenter.point_tokens(torch.tensor([[0.5 * cell, 0.5 * cell], [1.5 * cell, 0.5 * cell]]))[:, 0]
+    assert torch.allclose(tokens[0, 1] - tokens[0, 0], corners[1] - corners[0], atol=1e-5)
+    student = build_prompter(replace(prepared[0], position="tokens"), 3, segmenter)
+    assert student.placed
+    assert torch.allclose(student.position[0, : tokens.shape[-1], 0, 1], tokens[0, 1][: student.position.shape[1]])

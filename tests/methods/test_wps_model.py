@@ -119,3 +119,22 @@ def test_first_weights_are_those_of_the_paper() -> None:
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="no multiple"):
         Prompter(**{**SMALL, "heads": 5})
+
+
+def test_places_are_where_positions_start_and_part_of_what_cells_say() -> None:
+    """Wider tokens are cut, narrower ones leave the rest of the width at zero."""
+    places = torch.randn(12, 10)
+    prompter = Prompter(**SMALL, places=places).eval()
+    assert torch.equal(prompter.position[0, :10, 1, 2], places[1 * 3 + 2])
+    assert not prompter.position[0, 10:].any()
+    assert prompter.position.requires_grad
+    assert Prompter(**{**SMALL, "width": 8}, places=places).position.shape == (1, 8, 4, 3)
+
+    plain = Prompter(**SMALL).eval()
+    plain.load_state_dict(prompter.state_dict())
+    embeddings = torch.randn(2, 12, 8, 6)
+    assert not torch.equal(prompter(embeddings).tokens, plain(embeddings).tokens)
+    with torch.no_grad():
+        for module in (prompter, plain):
+            module.position.zero_()
+    assert torch.equal(prompter(embeddings).tokens, plain(embeddings).tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from weakly.foundation.promptable import PromptableSegmenter
@@ -11,7 +12,7 @@ from weakly.methods.base import Learner
 from weakly.methods.optimisation import Optimisation, build_optimizer, build_schedule
 from weakly.methods.sampling import EpochLoader, EpochSampler
 from weakly.methods.wps.losses import Loss, match, prompt_loss
-from weakly.methods.wps.model import Prompter, Prompts
+from weakly.methods.wps.model import Prompter, Prompts, downsampled
 from weakly.methods.wps.settings import WpsSettings
 from weakly.methods.wps.targets import WpsBatch, WpsData
 from weakly.vocabulary import Vocabulary
@@ -132,4 +133,18 @@ def build_prompter(settings: WpsSettings, classes: int, segmenter: PromptableSeg
         ffn=settings.ffn,
         downsamples=settings.downsamples,
         dropout=settings.dropout,
+        places=None if settings.position == "zeros" else cell_tokens(segmenter, settings.downsamples),
     )
+
+
+@torch.no_grad()
+def cell_tokens(segmenter: PromptableSegmenter, downsamples: int) -> Tensor:
+    """(K, D) tokens of the centres of the downsampled embedding's K cells, row by row, their mean subtracted.
+
+    The mean holds what marks a token as a point; what is left is the segmenter's encoding of the place.
+    """
+    rows, columns = downsampled(segmenter.embedding_shape[1:], downsamples)
+    y, x = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
+    centres = torch.stack([x / columns, y / rows], -1).view(-1, 2) * segmenter.side
+    tokens = segmenter.point_tokens(centres.to(segmenter.device))[:, 0].float().cpu()
+    return tokens - tokens.mean(0)

@@ -42,6 +42,9 @@ class Prompter(nn.Module):
         ffn: hidden units of the transformer's feed-forward blocks.
         downsamples: number of stride-2 convolutions; 2 turns 64x64 into 16x16.
         dropout: in the transformer; 0 in the paper.
+        places: (K, D) tokens of the K downsampled cells' centres, row by row. Positions then start from them instead of
+            zeros and are also added to the cells' content, so that attention can read a coordinate in the very basis
+            of the targets. None, as in the paper: positions only steer the attention.
     """
 
     def __init__(
@@ -59,12 +62,18 @@ class Prompter(nn.Module):
         ffn: int = 1024,
         downsamples: int = 2,
         dropout: float = 0.0,
+        places: Tensor | None = None,
     ) -> None:
         super().__init__()
+        self.placed = places is not None
         self.token_shape = (tokens, token_width)
         self.downsample = downsampling(embedding_channels, width, downsamples)
-        height, width_cells = (_halved(cells, downsamples) for cells in grid)
-        self.position = nn.Parameter(torch.zeros(1, width, height, width_cells))
+        height, width_cells = downsampled(grid, downsamples)
+        position = torch.zeros(1, width, height, width_cells)
+        if places is not None:
+            shared = min(width, token_width)
+            position[0, :shared] = places[:, :shared].T.reshape(shared, height, width_cells)
+        self.position = nn.Parameter(position)
         self.queries = nn.Embedding(queries, width)
         self.encoder = Encoder(width, heads, layers, ffn, dropout)
         self.decoder = Decoder(width, heads, layers, ffn, dropout)
@@ -85,6 +94,8 @@ class Prompter(nn.Module):
         """Embeddings (B, C_e, h, w) to the query states (L, B, S, d) after every decoder layer."""
         source = self.downsample(embeddings).flatten(2).transpose(1, 2)
         position = self.position.flatten(2).transpose(1, 2)
+        if self.placed:
+            source = source + position
         memory = self.encoder(source, position)
         every: Tensor = self.decoder(memory, position, self.queries.weight[None])
         return every
@@ -219,7 +230,9 @@ class Decoder(nn.Module):
         return self.norm(torch.stack(every))
 
 
-def _halved(cells: int, times: int) -> int:
+def downsampled(grid: tuple[int, int], times: int) -> tuple[int, int]:
+    """Rows and columns of a grid after ``times`` stride-2 convolutions."""
+    rows, columns = grid
     for _ in range(times):
-        cells = (cells + 1) // 2
-    return cells
+        rows, columns = (rows + 1) // 2, (columns + 1) // 2
+    return rows, columns

@@ -12,6 +12,7 @@ from weakly.methods.wps.losses import RegNorm
 Supervision = Literal["box", "point", "point+box"]
 PointSource = Literal["box_center", "given", "mask_centroid", "inner_point"]
 Fusion = Literal["argmax", "soft_sum"]
+Position = Literal["zeros", "tokens"]
 
 TOKENS: dict[str, int] = {"box": 2, "point": 2, "point+box": 3}
 """T, the tokens per prompt of each supervision."""
@@ -37,6 +38,8 @@ class WpsSettings:
         layers: encoder layers, and as many decoder layers.
         ffn: hidden units of the feed-forward blocks.
         downsamples: stride-2 convolutions; 2 for SAM's 64x64 embedding.
+        position: ``zeros``: learned positions that start at zero and only steer the attention (WPS-SAM). ``tokens``:
+            they start as the segmenter's own encoding of the cells' centres and are part of the cells' content (ours).
         dropout: in the transformer.
         score_threshold: keep a query only if its class probability reaches this; None: argmax alone decides.
         fusion: ``argmax``: one mask per query and one label map. ``soft_sum``: one mask per category, where the
@@ -64,6 +67,7 @@ class WpsSettings:
     layers: int = 6
     ffn: int = 1024
     downsamples: int = 2
+    position: Position = "zeros"
     dropout: float = 0.0
     score_threshold: float | None = None
     fusion: Fusion = "argmax"
