@@ -100,8 +100,8 @@ def test_every_kind_names_the_folder_that_is_missing(kind: str, tmp_path: Path) 
 
 def test_wrong_kind_limit_and_empty_datasets(partimagenet: Layout) -> None:
     root = partimagenet(SEG)
-    with pytest.raises(UserError, match="no dataset kind 'voc'; choose one of partimagenet"):
-        open_dataset("voc", root, "train")
+    with pytest.raises(UserError, match="no dataset kind 'zip'; choose one of partimagenet"):
+        open_dataset("zip", root, "train")
     with pytest.raises(UserError, match="limit of 0"):
         open_dataset("partimagenet", root, "train", limit=0)
     (root / "images/val/n01440764_7.JPEG").unlink()

@@ -10,8 +10,11 @@ import numpy as np
 
 from weakly.data.carparts import read_carparts
 from weakly.data.coco import BadPolygons, read_coco
+from weakly.data.coco_tags import read_coco2014, read_coco_tags
 from weakly.data.dataset import Dataset
 from weakly.data.partimagenet import read_partimagenet
+from weakly.data.tags import read_class_folders, read_tag_csv
+from weakly.data.voc import read_voc
 from weakly.errors import UserError
 
 
@@ -51,6 +54,11 @@ class Source:
             return self.folder() / default
         return path if self.root is None or path.is_absolute() else self.folder() / path
 
+    def if_there(self, name: str) -> Path | None:
+        """A file or folder below the root, or None where there is none."""
+        path = self.folder() / name
+        return path if path.exists() else None
+
 
 READERS: dict[str, Callable[[Source], Dataset]] = {
     "partimagenet": lambda s: read_partimagenet(
@@ -63,6 +71,27 @@ READERS: dict[str, Callable[[Source], Dataset]] = {
         s.below_root(s.images, f"images/{s.split}"),
         split=s.split,
         bad_polygons=s.bad_polygons,
+    ),
+    "coco-tags": lambda s: read_coco_tags(
+        s.below_root(s.annotations, f"annotations/{s.split}.json"),
+        s.below_root(s.images, f"images/{s.split}"),
+        split=s.split,
+    ),
+    "coco2014": lambda s: read_coco2014(s.folder(), s.split),
+    "voc": lambda s: read_voc(s.folder(), s.split, tags="pixels"),
+    "voc-xml": lambda s: read_voc(s.folder(), s.split, tags="xml"),
+    "tags": lambda s: read_tag_csv(
+        s.below_root(s.annotations, f"{s.split}.csv"),
+        s.below_root(s.images, "images"),
+        split=s.split,
+        classes=s.if_there("classes.txt"),
+        label_maps=s.if_there("label_maps"),
+    ),
+    "class-folders": lambda s: read_class_folders(
+        s.below_root(s.images, s.split),
+        split=s.split,
+        classes=s.if_there("classes.txt"),
+        label_maps=s.if_there(f"label_maps/{s.split}"),
     ),
 }
 
@@ -82,11 +111,16 @@ def open_dataset(
     """Open a dataset by kind.
 
     Args:
-        kind: ``"partimagenet"``, ``"menagerie"``, ``"carparts"`` or ``"coco"``.
-        root: the dataset's folder; for ``"coco"`` optional if ``annotations`` and ``images`` are given.
+        kind: boxes and part masks: ``"partimagenet"``, ``"menagerie"``, ``"carparts"`` or ``"coco"``; image tags:
+            ``"voc"`` (from the pixels of its label maps), ``"voc-xml"`` (from its XML), ``"coco2014"``,
+            ``"coco-tags"``, ``"tags"`` (a CSV) or ``"class-folders"``.
+        root: the dataset's folder; for ``"coco"`` and ``"coco-tags"`` optional if ``annotations`` and ``images`` are
+            given.
         split: ``"train"``, ``"val"``, ``"test"`` ..., as the kind names them.
-        annotations: annotation file of kind ``"coco"`` (default ``annotations/{split}.json`` below the root).
-        images: image folder of kind ``"coco"`` (default ``images/{split}`` below the root).
+        annotations: annotation file of kinds ``"coco"`` and ``"coco-tags"`` (default ``annotations/{split}.json``
+            below the root) and ``"tags"`` (``{split}.csv``).
+        images: image folder of the same kinds (default ``images/{split}`` below the root; for ``"tags"`` ``images``)
+            and of ``"class-folders"`` (``{split}``).
         limit: take so many records only.
         seed: with ``limit``: 0 takes the first records, any other seed a random draw of them, in the file's order.
         allow_ood: read PartImageNet's OOD split too.

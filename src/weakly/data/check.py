@@ -26,6 +26,8 @@ from weakly.data.check_files import image_problems, label_map_problems, size_fil
 from weakly.data.dataset import Dataset, Problem
 from weakly.data.images import SUFFIXES
 from weakly.data.partimagenet import is_ood
+from weakly.data.voc import other_splits
+from weakly.labels import Sample
 
 COMPARED_LABEL_MAPS = 64
 """So many part maps, evenly spread over the split, are compared with the rasterised polygons."""
@@ -38,7 +40,7 @@ class CategoryCount:
     Attributes:
         name: of the category.
         images: that show it.
-        boxes: weak labels (clicks where there are no boxes).
+        boxes: weak labels (clicks where there are no boxes, tags where there are neither).
         masks: truth masks.
     """
 
@@ -219,7 +221,7 @@ def check_dataset(
 
 
 def content_hash(dataset: Dataset) -> str:
-    """SHA-256 (hex) of the annotation file's bytes and of every record's image name and file size.
+    """SHA-256 (hex) of the annotation file's bytes and of every record's image name, file size and tags.
 
     It changes when labels or images do, but not when the folder moves: features computed for one hash fit no other.
     """
@@ -228,10 +230,17 @@ def content_hash(dataset: Dataset) -> str:
     if annotations is not None:
         with Path(annotations).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    entries = sorted((sample.path.name, str(sample.image_id), _file_size(sample.path)) for sample in dataset)
-    for name, image_id, size in entries:
-        digest.update(f"{name}\0{image_id}\0{size}\0".encode())
+    entries = sorted(
+        (sample.path.name, str(sample.image_id), _file_size(sample.path), _tag_text(sample)) for sample in dataset
+    )
+    for name, image_id, size, tags in entries:
+        digest.update(f"{name}\0{image_id}\0{size}\0{tags}".encode())
     return digest.hexdigest()
+
+
+def _tag_text(sample: Sample) -> str:
+    """The tags, which may come from files that the hash does not read; nothing where the dataset has none."""
+    return "" if sample.tags is None else " ".join(map(str, sample.tags.labels.tolist())) + "\0"
 
 
 def _file_size(path: Path) -> int:
@@ -266,7 +275,11 @@ def _split_problems(kind: str, root: Path, dataset: Dataset) -> Iterator[Problem
 
 
 def _stems_elsewhere(kind: str, root: Path, split: str) -> dict[str, set[str]]:
-    """{other split: stems of its image files}, from the folders alone."""
+    """{other split: stems of its image files}, from the folders or image sets alone."""
+    if kind in {"voc", "voc-xml"}:
+        return other_splits(root, split)
+    if kind in {"coco2014", "tags", "class-folders"}:
+        return {}  # their folders are no splits
     if kind == "carparts":
         own = CARPARTS_FOLDERS.get(split)
         folders = {name: root / name / "JPEGImages" for name in set(CARPARTS_FOLDERS.values()) - {own}}
@@ -290,9 +303,9 @@ def _size_file_folder(dataset: Dataset) -> Path | None:
 
 
 def _part_labels(dataset: Dataset, position: int) -> list[int]:
-    """Category of every weak label of an image: its boxes, or its points where there are no boxes."""
+    """Category of every weak label of an image: its boxes, else its points, else its tags."""
     sample = dataset[position]
-    given = sample.boxes if sample.boxes is not None else sample.points
+    given = next((labels for labels in (sample.boxes, sample.points, sample.tags) if labels is not None), None)
     return [] if given is None else [int(label) for label in given.labels]
 
 
