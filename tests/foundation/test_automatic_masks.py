@@ -1,0 +1,493 @@
+"""Automatic masks: crops, points, NMS and clean-up of SAM's procedure, on segmenters whose answers are known.
+
+`RegionSegmenter` reads regions off the colours it is shown: pixels with the red of the prompted one are the whole,
+those with its green too the part, those with all its colour the sub-part. What it should find is therefore known.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from weakly.data.menagerie.scene import render_scene
+from weakly.errors import UserError
+from weakly.foundation.automatic_masks import PART, SUB_PART, WHOLE, AutomaticMasks, generate_masks, stability
+from weakly.foundation.mask_boxes import Crop, clean_regions, crop_grid, cut_by_crop, nms, point_grid
+from weakly.foundation.mask_settings import MASK_PRESETS, AutomaticMaskSettings
+from weakly.foundation.promptable import PIXEL_MEAN, PIXEL_STD, Pad, PromptableSegmenter
+from weakly.foundation.sam import load_segmenter
+from weakly.segmentation import encode_masks
+
+torch.set_num_threads(1)
+
+PLAIN = AutomaticMaskSettings(points_per_side=8, crop_layers=0, min_region=0, edge_margin=2)
+
+
+class RegionSegmenter(PromptableSegmenter):
+    """Segments by colour at 64 x 64; black is nothing. ``iou`` is what it predicts of sub-part, part and whole."""
+
+    def __init__(
+        self,
+        iou: tuple[float, float, float] = (0.9, 0.9, 0.9),
+        sharpness: float = 40,
+        pad: Pad = "sam",
+        outputs: tuple[int, int, int] = (SUB_PART, PART, WHOLE),
+    ) -> None:
+        super().__init__()
+        self.name, self.side, self.pad = "regions", 64, pad
+        self.embedding_shape, self.token_width = (48, 16, 16), 2
+        self.iou = nn.Parameter(torch.tensor(iou))
+        self.sharpness, self.outputs = sharpness, list(outputs)
+        self.encoded: list[int] = []
+        self.freeze()
+
+    @property
+    def fingerprint(self) -> str:
+        return "0" * 64
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        self.encoded.append(len(pixels))
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+        return functional.pixel_unshuffle(pixels * std + mean, 4)
+
+    def box_tokens(self, boxes: Tensor) -> Tensor:
+        return boxes.view(-1, 2, 2)
+
+    def point_tokens(self, points: Tensor, boxes: Tensor | None = None) -> Tensor:
+        return torch.stack([points, torch.zeros_like(points)], 1)
+
+    def decode(
+        self, embeddings: Tensor, tokens: Tensor, image_index: Tensor, *, multimask: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        pictures = functional.pixel_shuffle(embeddings, 4)[image_index]
+        x, y = tokens[:, 0].long().unbind(1)
+        colour = pictures[torch.arange(len(tokens)), :, y, x]
+        difference = (pictures - colour[:, :, None, None]).abs()
+        distance = torch.stack([difference[:, : 3 - level].amax(1) for level in self.outputs], 1)
+        predicted = self.iou[self.outputs] * (colour[:, :1] > 0.1)
+        return self.sharpness * (0.19 - distance), predicted
+
+
+def picture(size: tuple[int, int], *regions: tuple[slice, slice, tuple[int, int, int]]) -> np.ndarray:
+    image = np.zeros((*size, 3), np.uint8)
+    for rows, columns, colour in regions:
+        image[rows, columns] = colour
+    return image
+
+
+def nested() -> np.ndarray:
+    """A whole of 48 x 48 with two parts of two sub-parts each."""
+    return picture(
+        (64, 64),
+        (slice(8, 32), slice(8, 32), (200, 100, 50)),
+        (slice(32, 56), slice(8, 32), (200, 100, 150)),
+        (slice(8, 32), slice(32, 56), (200, 200, 50)),
+        (slice(32, 56), slice(32, 56), (200, 200, 150)),
+    )
+
+
+def found(masks: AutomaticMasks) -> set[tuple[int, tuple[int, ...]]]:
+    return {(int(level), tuple(int(v) for v in box)) for level, box in zip(masks.levels, masks.boxes, strict=True)}
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def no_masks(size: tuple[int, int]) -> AutomaticMasks:
+    return AutomaticMasks.from_rles(size, [], [], [], [])
+
+
+class TestGeometry:
+    def test_crops_of_375x500(self):
+        assert [crop.box for crop in crop_grid((375, 500), 1)] == [
+            (0, 0, 500, 375),
+            (0, 0, 314, 252),
+            (0, 124, 314, 375),
+            (186, 0, 500, 252),
+            (186, 124, 500, 375),
+        ]
+
+    def test_default_prompts_are_1024_and_4_times_256(self):
+        default = AutomaticMaskSettings()
+        grids = [len(point_grid(default.points_on(crop.layer))) for crop in crop_grid((375, 500), 1)]
+        assert grids == [1024, 256, 256, 256, 256]
+
+    def test_points_are_cell_centres_row_by_row(self):
+        np.testing.assert_allclose(point_grid(2), [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]])
+
+    @given(st.integers(1, 80), st.integers(1, 80), st.integers(0, 3), st.floats(0, 0.9))
+    @settings(deadline=None, max_examples=60)
+    def test_the_crops_of_every_layer_cover_the_image_and_are_not_empty(self, height, width, layers, overlap):
+        crops = crop_grid((height, width), layers, overlap)
+        for layer in range(layers + 1):
+            covered = np.zeros((height, width), bool)
+            for crop in crops:
+                x0, y0, x1, y1 = crop.box
+                assert 0 <= x0 < x1 <= width
+                assert 0 <= y0 < y1 <= height
+                if crop.layer == layer:
+                    covered[y0:y1, x0:x1] = True
+            assert covered.all()
+
+    def test_a_mask_is_cut_where_the_crop_ends_but_not_where_the_image_does(self):
+        crop = Crop((0, 0, 314, 252), 1)
+        boxes = np.array([[0, 0, 100, 100], [50, 50, 293, 200], [50, 50, 294, 200], [50, 50, 200, 252]], np.float32)
+        assert cut_by_crop(boxes, crop, (375, 500)).tolist() == [False, False, True, True]
+        assert not cut_by_crop(boxes, Crop((0, 0, 500, 375), 0), (375, 500)).any()
+
+
+class TestNms:
+    @given(
+        st.lists(
+            st.tuples(*[st.integers(0, 12)] * 2, *[st.integers(1, 12)] * 2, st.integers(0, 3)), min_size=0, max_size=30
+        ),
+        st.sampled_from([0.3, 0.5, 0.7]),
+    )
+    @settings(deadline=None, max_examples=100)
+    def test_is_greedy_and_stable(self, rows, threshold):
+        table = np.array(rows, np.float64).reshape(-1, 5)
+        boxes, scores = np.concatenate([table[:, :2], table[:, :2] + table[:, 2:4]], 1), table[:, 4]
+        kept: list[int] = []
+        for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):  # sorted() is stable
+            if all(self._iou(boxes[i], boxes[j]) <= threshold for j in kept):
+                kept.append(i)
+        assert nms(boxes, scores, threshold).tolist() == kept
+
+    @staticmethod
+    def _iou(a: np.ndarray, b: np.ndarray) -> float:
+        sides = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)
+        shared = float(sides.prod())
+        return shared / (float((a[2:] - a[:2]).prod()) + float((b[2:] - b[:2]).prod()) - shared)
+
+    def test_tells_the_crops_of_a_huge_image_apart(self):
+        """1 + 1 / area differs by less than float32 sees."""
+        boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 10]])
+        assert nms(boxes, 1 + 1 / np.array([4e7, 1e7]), 0.7).tolist() == [1]
+
+    def test_stays_stable_for_thousands_of_equal_scores(self):
+        boxes = np.repeat(np.arange(2000)[:, None] * 10.0, 4, 1) + np.array([0, 0, 5, 5])
+        assert nms(np.tile(boxes, (2, 1)), np.ones(4000), 0.7).tolist() == list(range(2000))
+
+
+class TestCleanRegions:
+    def test_small_holes_are_filled_and_small_islands_dropped(self):
+        mask = np.zeros((40, 40), bool)
+        mask[5:30, 5:30] = True
+        expected = mask.copy()
+        mask[10:12, 10:12] = False
+        mask[35:37, 35:37] = True
+        cleaned, changed = clean_regions(mask, 10)
+        assert changed
+        np.testing.assert_array_equal(cleaned, expected)
+
+    def test_regions_of_the_minimum_stay(self):
+        mask = np.zeros((40, 40), bool)
+        mask[5:30, 5:30] = True
+        mask[10:12, 10:12] = False
+        mask[35:37, 35:37] = True
+        cleaned, changed = clean_regions(mask, 4)
+        assert not changed
+        np.testing.assert_array_equal(cleaned, mask)
+
+    def test_diagonal_neighbours_are_connected(self):
+        mask = np.eye(12, dtype=bool)
+        assert not clean_regions(mask, 12)[1]
+
+    def test_the_largest_island_stays_if_all_are_small(self):
+        mask = np.zeros((40, 40), bool)
+        mask[2:5, 2:5] = True
+        mask[20:24, 20:24] = True
+        cleaned, _ = clean_regions(mask, 100)
+        assert np.argwhere(cleaned).min() == 20
+        assert cleaned.sum() == 16
+
+    def test_an_empty_mask_stays_empty_and_zero_changes_nothing(self):
+        assert not clean_regions(np.zeros((20, 20), bool), 100)[1]
+        noise = np.random.default_rng(0).random((30, 30)) < 0.5
+        assert not clean_regions(noise, 0)[1]
+
+    @given(st.integers(0, 1000), st.integers(1, 60))
+    @settings(deadline=None, max_examples=40)
+    def test_is_idempotent(self, seed, min_area):
+        noise = np.random.default_rng(seed).random((24, 24)) < 0.6
+        once, _ = clean_regions(noise, min_area)
+        twice, changed = clean_regions(once, min_area)
+        assert not changed or once.sum() < min_area  # a lone small island encloses background anew
+
+
+class TestStability:
+    def test_is_the_iou_of_a_strict_and_a_lax_mask(self):
+        logits = torch.tensor([[[2.0, 0.5, -0.5, -2.0]], [[-2.0, -3.0, -1.0, -4.0]], [[5.0, 5.0, -5.0, -5.0]]])
+        torch.testing.assert_close(stability(logits, 1.0), torch.tensor([1 / 3, 0.0, 1.0]))
+        torch.testing.assert_close(stability(logits[:1], 0.25), torch.tensor([1.0]))
+
+
+class TestGenerateMasks:
+    def test_finds_the_whole_its_parts_and_their_sub_parts(self):
+        masks = generate_masks(RegionSegmenter(), nested(), PLAIN)
+        assert found(masks) == {
+            (WHOLE, (8, 8, 56, 56)),
+            (PART, (8, 8, 32, 56)),
+            (PART, (32, 8, 56, 56)),
+            (SUB_PART, (8, 8, 32, 32)),
+            (SUB_PART, (8, 32, 32, 56)),
+            (SUB_PART, (32, 8, 56, 32)),
+            (SUB_PART, (32, 32, 56, 56)),
+        }
+        truth = np.zeros((64, 64), bool)
+        truth[8:56, 8:56] = True
+        np.testing.assert_array_equal(masks.masks()[masks.levels == WHOLE], truth[None])
+        np.testing.assert_array_equal(masks.areas, masks.masks().sum((1, 2)))
+        np.testing.assert_allclose(masks.predicted_iou, 0.9)
+        np.testing.assert_array_equal(masks.stability, 1)
+
+    def test_a_whole_needs_less_predicted_iou(self):
+        shy = RegionSegmenter((0.8, 0.8, 0.8))
+        assert found(generate_masks(shy, nested(), PLAIN)) == {(WHOLE, (8, 8, 56, 56))}
+        assert len(generate_masks(shy, nested(), replace(PLAIN, whole_iou_offset=0))) == 0
+
+    def test_predicted_iou_must_exceed_the_threshold(self):
+        exact = RegionSegmenter((0.875, 0.875, 0.875))
+        strict = replace(PLAIN, iou_threshold=0.875, whole_iou_offset=0)
+        assert len(generate_masks(exact, nested(), strict)) == 0
+        assert len(generate_masks(exact, nested(), replace(strict, iou_threshold=0.87))) == 7
+
+    @pytest.mark.parametrize("where", ["crop", "decoder"])
+    def test_unstable_masks_go(self, where):
+        unsure = RegionSegmenter(sharpness=4)  # logits of 0.76 inside
+        chosen = replace(PLAIN, stability_at=where)
+        assert len(generate_masks(unsure, nested(), chosen)) == 0
+        assert len(generate_masks(unsure, nested(), replace(chosen, stability_offset=0.5))) == 7
+
+    def test_stability_before_and_after_upscaling_agree_at_the_same_resolution(self):
+        a, b = (
+            generate_masks(RegionSegmenter(), nested(), replace(PLAIN, stability_at=at)) for at in ("crop", "decoder")
+        )
+        assert a.to_dict() == b.to_dict()
+
+    def test_padding_does_not_count_as_unstable(self):
+        image = nested()[:48]  # 16 rows of padding, grey after SAM's padding
+        for pad in ("sam", "center_black"):
+            for where in ("crop", "decoder"):
+                masks = generate_masks(RegionSegmenter(pad=pad), image, replace(PLAIN, stability_at=where))
+                assert (WHOLE, (8, 8, 56, 48)) in found(masks)
+                assert masks.size == (48, 64)
+
+    def test_outputs_without_an_order_are_ranked_by_area(self):
+        shuffled = RegionSegmenter(outputs=(PART, WHOLE, SUB_PART))
+        ranked = generate_masks(shuffled, nested(), replace(PLAIN, level_of="area"))
+        assert found(ranked) == found(generate_masks(RegionSegmenter(), nested(), PLAIN))
+        assert found(generate_masks(shuffled, nested(), PLAIN)) != found(ranked)
+
+    def test_batch_sizes_change_nothing(self):
+        image = np.kron(nested(), np.ones((2, 2, 1), np.uint8))
+        layered = replace(PLAIN, crop_layers=1)
+        one = generate_masks(RegionSegmenter(), image, replace(layered, prompts_per_batch=1, crops_per_batch=1))
+        many = generate_masks(RegionSegmenter(), image, replace(layered, prompts_per_batch=1000))
+        assert len(one) > 0
+        assert one.to_dict() == many.to_dict()
+
+    def test_upscaling_in_small_chunks_changes_nothing(self, monkeypatch):
+        expected = generate_masks(RegionSegmenter(), nested(), PLAIN).to_dict()
+        monkeypatch.setattr("weakly.foundation.automatic_masks.MASK_PIXELS", 2 * 64 * 64)
+        for where in ("crop", "decoder"):
+            masks = generate_masks(RegionSegmenter(), nested(), replace(PLAIN, stability_at=where))
+            assert masks.to_dict() == expected
+
+    def test_every_crop_is_encoded_once(self):
+        segmenter = RegionSegmenter()
+        generate_masks(segmenter, nested(), replace(PLAIN, crop_layers=1, crops_per_batch=2))
+        assert segmenter.encoded == [2, 2, 1]
+
+    def test_an_image_of_nothing_gives_no_masks(self):
+        masks = generate_masks(RegionSegmenter(), np.zeros((30, 50, 3), np.uint8), AutomaticMaskSettings())
+        assert len(masks) == 0
+        assert masks.masks().shape == (0, 30, 50)
+
+    @pytest.mark.parametrize("image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8)])
+    def test_other_arrays_are_refused(self, image):
+        with pytest.raises(UserError, match="give \\(H, W, 3\\) uint8"):
+            generate_masks(RegionSegmenter(), image, PLAIN)
+
+
+class TestWholesFirst:
+    """A part that is nearly the whole: their boxes overlap with an IoU of 0.83, so that one of them goes."""
+
+    NEARLY = picture(
+        (64, 64),
+        (slice(8, 56), slice(8, 48), (200, 100, 50)),
+        (slice(8, 56), slice(48, 56), (200, 200, 50)),
+    )
+
+    def test_the_whole_survives_a_better_part(self):
+        masks = generate_masks(RegionSegmenter((0.99, 0.95, 0.9)), self.NEARLY, PLAIN)
+        assert (WHOLE, (8, 8, 56, 56)) in found(masks)
+        assert not any(box == (8, 8, 48, 56) for _, box in found(masks))
+
+    def test_without_the_offset_the_best_predicted_iou_survives(self):
+        masks = generate_masks(RegionSegmenter((0.99, 0.95, 0.9)), self.NEARLY, replace(PLAIN, whole_nms_offset=0))
+        assert (SUB_PART, (8, 8, 48, 56)) in found(masks)
+        assert WHOLE not in masks.levels
+
+    def test_after_the_clean_up_the_published_order_forgets_the_level(self):
+        """An island makes the whole's box larger until it is cleaned away; then it coincides with its part's."""
+        image = picture(
+            (64, 64),
+            (slice(8, 40), slice(8, 38), (200, 100, 50)),
+            (slice(8, 40), slice(38, 40), (200, 200, 50)),
+            (slice(59, 62), slice(59, 62), (200, 200, 200)),
+        )
+        cleaning = replace(PLAIN, min_region=20)
+        published = generate_masks(RegionSegmenter(), image, cleaning)
+        assert [8, 8, 38, 40] in published.boxes.tolist()
+        assert WHOLE not in published.levels
+        always = generate_masks(RegionSegmenter(), image, replace(cleaning, whole_first="every_pass"))
+        assert [8, 8, 38, 40] not in always.boxes.tolist()
+        assert (WHOLE, (8, 8, 40, 40)) in found(always)
+
+
+class TestCrops:
+    SETTINGS = AutomaticMaskSettings(
+        points_per_side=4, point_downscale=1, edge_margin=2, min_region=0, stability_offset=0.1
+    )
+
+    def test_a_small_thing_between_the_points_of_the_image_is_found_in_a_crop(self):
+        rows, columns = slice(41, 58), slice(84, 108)
+        image = picture((96, 128), (rows, columns, (200, 200, 200)))
+        truth = image[..., 0] > 0
+        assert len(generate_masks(RegionSegmenter(), image, replace(self.SETTINGS, crop_layers=0))) == 0
+        masks = generate_masks(RegionSegmenter(), image, self.SETTINGS)
+        assert len(masks) == 1
+        assert masks.size == (96, 128)
+        assert iou(masks.masks()[0], truth) > 0.7
+        np.testing.assert_allclose(masks.boxes[0], [84, 41, 108, 58], atol=1)
+
+    def test_a_thing_larger_than_a_crop_is_not_returned_in_pieces(self):
+        image = picture((96, 128), (slice(10, 86), slice(10, 118), (200, 200, 200)))
+        masks = generate_masks(RegionSegmenter(), image, self.SETTINGS)
+        assert len(masks) == 1
+        assert iou(masks.masks()[0], image[..., 0] > 0) > 0.95
+
+    def test_the_smaller_crop_wins(self):
+        """An image of two crops' resolution: the mask of the crop is sharper than the image's."""
+        rows, columns = slice(43, 71), slice(12, 41)
+        image = picture((160, 160), (rows, columns, (200, 200, 200)))
+        truth = image[..., 0] > 0
+        coarse = generate_masks(RegionSegmenter(), image, replace(self.SETTINGS, crop_layers=0))
+        fine = generate_masks(RegionSegmenter(), image, self.SETTINGS)
+        assert len(coarse) == len(fine) == 1
+        assert iou(fine.masks()[0], truth) > iou(coarse.masks()[0], truth)
+
+
+class TestAutomaticMasks:
+    def test_json_round_trip(self):
+        masks = generate_masks(RegionSegmenter((0.91, 0.92, 0.93)), nested(), PLAIN)
+        again = AutomaticMasks.from_dict(json.loads(json.dumps(masks.to_dict())))
+        assert again.size == masks.size
+        assert again.rles == masks.rles
+        for name in ("boxes", "areas", "levels", "predicted_iou", "stability"):
+            column, read = getattr(masks, name), getattr(again, name)
+            assert read.dtype == column.dtype
+            np.testing.assert_array_equal(read, column)
+
+    def test_no_masks_round_trip(self):
+        again = AutomaticMasks.from_dict(json.loads(json.dumps(no_masks((30, 50)).to_dict())))
+        assert len(again) == 0
+        assert again.size == (30, 50)
+
+    @pytest.mark.parametrize(
+        "damage", [{"size": [10, 10]}, {"levels": [3]}, {"counts": ["~"]}, {"levels": [0, 1]}, {"stability": []}]
+    )
+    def test_damaged_columns_are_refused(self, damage):
+        rles = encode_masks(np.ones((1, 6, 9), bool))
+        columns = AutomaticMasks.from_rles((6, 9), rles, [0], [0.9], [0.9]).to_dict()
+        with pytest.raises(ValueError):
+            AutomaticMasks.from_dict({**columns, **damage})
+
+    def test_join_and_take(self):
+        masks = generate_masks(RegionSegmenter(), nested(), PLAIN)
+        rows = np.array([4, 0])
+        joined = AutomaticMasks.join(masks.size, [masks.take(rows), no_masks(masks.size), masks])
+        assert len(joined) == len(masks) + 2
+        np.testing.assert_array_equal(joined.masks()[:2], masks.masks()[rows])
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("points_per_side", 0),
+            ("crop_layers", 9),
+            ("crop_overlap", 1.0),
+            ("iou_threshold", 1.2),
+            ("stability_threshold", -0.1),
+            ("min_region", -1),
+            ("whole_first", "never"),
+            ("stability_at", "image"),
+            ("level_of", "size"),
+            ("prompts_per_batch", 0),
+        ],
+    )
+    def test_wrong_values_are_named(self, name, value):
+        with pytest.raises(UserError, match=f"{name} is {value!r}; give"):
+            AutomaticMaskSettings(**{name: value})
+
+    def test_presets_are_the_two_offsets_and_the_crops(self):
+        offsets = {name: (s.whole_iou_offset, s.whole_nms_offset, s.crop_layers) for name, s in MASK_PRESETS.items()}
+        assert offsets == {
+            "official_heavy": (0, 0, 1),
+            "s1": (0.1, 0, 1),
+            "l2_nmsf": (0, 1, 1),
+            "l2_nmsf_s1": (0.1, 1, 1),
+            "l2_nmsf_s1_c0": (0.1, 1, 0),
+        }
+        assert MASK_PRESETS["l2_nmsf_s1"] == AutomaticMaskSettings()
+
+
+UNSURE = AutomaticMaskSettings(
+    points_per_side=5,
+    crop_layers=0,
+    iou_threshold=0.15,
+    whole_iou_offset=0,
+    stability_threshold=0.3,
+    min_region=40,
+    level_of="area",
+)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return render_scene(77, 1)
+
+
+@pytest.fixture(scope="module")
+def scene_masks(scene):
+    return generate_masks(load_segmenter("bundled"), scene.image, UNSURE)
+
+
+class TestBundled:
+    """The bundled SAM is small and unsure of itself, hence the thresholds; its outputs have an order of their own."""
+
+    def test_masks_obey_the_settings(self, scene_masks):
+        decoded = scene_masks.masks()
+        assert decoded.shape == (len(scene_masks), 256, 256)
+        assert (scene_masks.predicted_iou > UNSURE.iou_threshold).all()
+        assert (scene_masks.stability >= UNSURE.stability_threshold).all()
+        assert set(scene_masks.levels.tolist()) <= {SUB_PART, PART, WHOLE}
+        assert nms(scene_masks.boxes, np.ones(len(decoded)), 0.7).tolist() == list(range(len(decoded)))
+        assert not any(clean_regions(mask, UNSURE.min_region)[1] for mask in decoded)
+
+    def test_masks_are_things_of_the_scene(self, scene, scene_masks):
+        parts = np.unique(scene.part_map)[1:]
+        things = [scene.part_map > 0, *(scene.part_map == part for part in parts)]
+        best = [max(iou(mask, thing) for mask in scene_masks.masks()) for thing in things if thing.mean() > 0.05]
+        assert max(best) > 0.45
