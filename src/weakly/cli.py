@@ -66,6 +66,9 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "train-sam": Command(
             commands.foundation_train_sam, "weakly foundation train-sam runs/sam --steps 2150", ("out",)
         ),
+        "train-clip": Command(
+            commands.foundation_train_clip, "weakly foundation train-clip runs/clip --steps 3100", ("out",)
+        ),
     },
 }
 

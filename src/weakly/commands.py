@@ -96,7 +96,8 @@ def data_check(
     """Report every problem of a dataset with file, index and remedy. Nothing is changed.
 
     Args:
-        kind: menagerie, partimagenet, carparts or coco.
+        kind: menagerie, partimagenet, carparts or coco; with tags: voc, voc-xml, coco2014, coco-tags, tags or
+            class-folders.
         root: the dataset's folder.
         split: train, val, test, as the kind names them.
         annotations: annotation file, for coco.
@@ -404,6 +405,55 @@ def foundation_train_sam(
     for data, score in scores.items():
         print(f"{data}: box {score.box:.3f}, point {score.point:.3f} (best of three), {score.masks} masks")
     print(f"Model: {out / 'sam'}; use it as --settings.segmenter {out / 'sam'}")
+    return DONE
+
+
+def foundation_train_clip(
+    out: Path,
+    recipe: Literal["cpu", "gpu"] = "cpu",
+    steps: int | None = None,
+    start: Path | None = None,
+    worlds: int = 12_032,
+    measured: int = 500,
+    seed: int = 0,
+    device: str = "auto",
+    compiled: bool = False,
+    workers: int = 2,
+) -> int:
+    """Train the bundled small CLIP from scratch on captioned pre-training worlds; a stopped training goes on.
+
+    Args:
+        out: folder of pictures, checkpoint and log; the result is its sub-folder clip/, in Hugging Face form.
+        recipe: cpu (two cores, about an hour) or gpu.
+        steps: optimisation steps; default: the recipe's.
+        start: a folder of an earlier result to start from; default: random weights.
+        worlds: rendered pre-training worlds.
+        measured: unseen worlds to measure zero-shot tags on.
+        seed: of weights, batches and captions.
+        device: auto, cpu, cuda, mps.
+        compiled: through torch.compile (needs a C++ compiler on a CPU).
+        workers: processes that render.
+    """
+    from weakly.engine.logs import show_progress
+    from weakly.engine.runs import resolve_device
+    from weakly.foundation.pretraining.clip_command import make_clip
+
+    scores = make_clip(
+        out,
+        recipe=recipe,
+        steps=steps,
+        start=start,
+        worlds=worlds,
+        measured=measured,
+        seed=seed,
+        device=resolve_device(device),
+        compiled=compiled,
+        workers=workers,
+        progress=show_progress,
+    )
+    for tags, score in scores.items():
+        print(f"{tags}: mAP {score.patches:.3f} (patches), {score.cls:.3f} (class token), {score.images} images")
+    print(f"Model: {out / 'clip'}")
     return DONE
 
 

@@ -14,6 +14,7 @@ from weakly.engine import demo as demonstration
 from weakly.engine.recipe import load_recipe
 from weakly.engine.splits import open_split
 from weakly.evaluation.records import read_records
+from weakly.foundation.pretraining.clip_measure import TagScores
 from weakly.foundation.pretraining.measure import PromptScores
 
 
@@ -128,6 +129,18 @@ def test_training_a_sam_reports_its_figures(
     assert main(["foundation", "train-sam", "sam", "--steps", "5", "--device", "cpu"]) == DONE
     assert asked["out"] == Path("sam") and asked["steps"] == 5 and asked["device"] == "cpu"
     assert "worlds: box 0.900, point 0.800" in capsys.readouterr().out
+
+
+def test_train_clip_hands_its_options_on_and_prints_the_figures(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+    scores = {"kinds": TagScores(patches=0.9, cls=0.8, tags=39, images=2)}
+    make = "weakly.foundation.pretraining.clip_command.make_clip"
+    monkeypatch.setattr(make, lambda out, **options: (asked.update(options, out=out), scores)[1])
+    assert main(["foundation", "train-clip", "clip", "--worlds", "64", "--device", "cpu"]) == DONE
+    assert asked["out"] == Path("clip") and asked["worlds"] == 64 and asked["recipe"] == "cpu"
+    assert "kinds: mAP 0.900 (patches), 0.800 (class token), 2 images" in capsys.readouterr().out
 
 
 def test_doctor_prints_one_line_per_check(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

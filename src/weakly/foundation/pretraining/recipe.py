@@ -42,7 +42,7 @@ class SamTraining:
         seed: of weights, batches and prompts.
     """
 
-    stages: tuple[Stage, ...] = (Stage(128, 2500), Stage(192, 1400, pictures=6), Stage(256, 2600, pictures=4))
+    stages: tuple[Stage, ...] = (Stage(128, 2500), Stage(192, 1000, pictures=6), Stage(256, 2200, pictures=4))
     lr: float = 8e-4
     warmup: int = 100
     weight_decay: float = 0.01
