@@ -33,6 +33,7 @@ STUDENT = {
     "downsamples": 2,
     "aux_weight": 1.0,
     "eos_weight": 0.3,
+    "position": "tokens",
 }
 OPTIMISATION = {"lr": 8e-4, "weight_decay": 1e-4, "optimizer": "adamw", "warmup_steps": 100, "batch_size": 8}
 SUPERVISIONS = ("box", "point")
