@@ -111,12 +111,16 @@ def build_optimizer(
     parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], optimisation: Optimisation
 ) -> torch.optim.Optimizer:
     """The optimizer over all of ``parameters`` in one group, or over the groups of :func:`parameter_groups`."""
+    given: list[Any] = list(parameters)
     if optimisation.optimizer == "sgd":
         return torch.optim.SGD(
-            parameters, lr=optimisation.lr, momentum=optimisation.momentum, weight_decay=optimisation.weight_decay
+            given, lr=optimisation.lr, momentum=optimisation.momentum, weight_decay=optimisation.weight_decay
         )
     kind = torch.optim.Adam if optimisation.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=optimisation.lr, weight_decay=optimisation.weight_decay)
+    # On a CPU the fused update takes a quarter of the time; on a GPU it would refuse to clip scaled gradients.
+    tensors = [tensor for item in given for tensor in (item["params"] if isinstance(item, dict) else [item])]
+    on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
+    return kind(given, lr=optimisation.lr, weight_decay=optimisation.weight_decay, fused=on_cpu)
 
 
 def parameter_groups(
