@@ -104,7 +104,11 @@ def test_a_wrong_result_names_file_and_index(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("[", "is not JSON"), ({"annotations": []}, "is not a list"), ([7], r"results\[0\]: is not an object")],
+    [
+        ("[", "is not JSON"),
+        ({"annotations": []}, "is neither a list nor a COCO document"),
+        ([7], r"results\[0\]: is not an object"),
+    ],
 )
 def test_a_file_of_another_form_is_refused(tmp_path: Path, dataset: Dataset, content: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -123,3 +127,24 @@ def test_compressed_runs_are_those_of_the_mask() -> None:
         runs = compressed_runs(rle(mask)["counts"])
         values = np.arange(len(runs)) % 2 == 1
         assert np.array_equal(np.repeat(values, runs).reshape(203, 97).T, mask)
+
+
+def test_a_whole_document_is_matched_by_file_name(tmp_path: Path, dataset: Dataset) -> None:
+    """What `weakly predict` writes numbers its images for itself; other images of the folder are no error."""
+    images = [
+        {"id": 1, "file_name": "photos/12.jpg"},
+        {"id": 11, "file_name": "b.jpg"},
+        {"id": 3, "file_name": "x.jpg"},
+    ]
+    document = {"images": images, "annotations": [result(image_id=1), result(image_id=11), result(image_id=1)]}
+    assert [len(one) for one in read_coco_results(written(tmp_path, document), dataset)] == [0, 1, 2]
+    unknown = {"images": images, "annotations": [result(image_id=3)]}
+    with pytest.raises(UserError, match=r"results\[0\]: image_id 3 is not in the data set"):
+        read_coco_results(written(tmp_path, unknown), dataset)
+
+
+def test_two_images_of_one_name_need_ids(tmp_path: Path, dataset: Dataset) -> None:
+    twins = [Record(Sample(i, Path(f"/{i}/same.jpg"), SIZE)) for i in (1, 2)]
+    document = {"images": [{"id": 1, "file_name": "same.jpg"}], "annotations": []}
+    with pytest.raises(UserError, match="two images named same.jpg"):
+        read_coco_results(written(tmp_path, document), Dataset("toy", "val", VOCABULARY, tuple(twins)))

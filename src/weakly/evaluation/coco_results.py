@@ -16,7 +16,9 @@ from weakly.segmentation import Rle, Segmentation, rle_from_coco
 def read_coco_results(path: Path, dataset: Dataset) -> list[Segmentation]:
     """Read a COCO results file: a JSON list of ``{"image_id", "category_id", "segmentation", "score"}``.
 
-    Every result is checked, masks included, before any is scored. ``score`` is 1 where it is absent.
+    A whole COCO document (``predictions.json`` of `weakly predict`) is read too: its image ids are its own, so its
+    images are told by their file names. Every result is checked, masks included, before any is scored. ``score`` is 1
+    where it is absent.
 
     Args:
         path: the results file.
@@ -29,8 +31,10 @@ def read_coco_results(path: Path, dataset: Dataset) -> list[Segmentation]:
         UserError: the file is unreadable, or a result has an unknown image or category, no mask, or a mask of another
             size; the sentence names the file and the result.
     """
-    results = _read_list(path)
+    results, ids = _read(path)
     positions = {sample.image_id: position for position, sample in enumerate(dataset)}
+    if ids is not None:
+        positions = _by_file_name(path, ids, dataset)
     sizes = [sample.size for sample in dataset]
     known = {dataset.vocabulary.source_id(index) for index in range(len(dataset.vocabulary))}
     by_image: list[list[Mapping[str, Any]]] = [[] for _ in sizes]
@@ -46,16 +50,35 @@ def read_coco_results(path: Path, dataset: Dataset) -> list[Segmentation]:
     ]
 
 
-def _read_list(path: Path) -> list[Any]:
+def _read(path: Path) -> tuple[list[Any], dict[int | str, str] | None]:
+    """The results, and {image id: file name} where the file is a whole document."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a COCO results file.") from error
     except ValueError as error:
         raise UserError(f"{path}: is not JSON ({error}); give a COCO results file.") from error
-    if not isinstance(content, list):
-        raise UserError(f"{path}: is not a list; COCO results are a JSON list with one object per mask.")
-    return content
+    if isinstance(content, list):
+        return content, None
+    try:
+        names = {image["id"]: Path(image["file_name"]).name for image in content["images"]}
+        return list(content["annotations"]), names
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: is neither a list nor a COCO document; COCO results are a JSON list with one object per mask."
+        ) from error
+
+
+def _by_file_name(path: Path, names: Mapping[int | str, str], dataset: Dataset) -> dict[int | str, int]:
+    """{image id of the file: position in the data set}; images of the file that the data set lacks are left out."""
+    known: dict[str, int] = {}
+    for position, sample in enumerate(dataset):
+        if known.setdefault(sample.path.name, position) != position:
+            raise UserError(
+                f"{path}: the data set has two images named {sample.path.name}, so file names do not tell its images; "
+                "give a JSON list of results with the data set's own image ids."
+            )
+    return {image_id: known[name] for image_id, name in names.items() if name in known}
 
 
 def _position(result: Any, positions: Mapping[int | str, int]) -> int:
