@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from weakly.errors import UserError
+from weakly.errors import UserError, WeaklyError
 from weakly.evaluation.records import Record, read_records, update_records, write_records
 from weakly.evaluation.table import render_protocols
 
@@ -115,7 +115,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     path.mkdir()  # The final replacement fails.
     (path / "kept").touch()
-    with pytest.raises(OSError, match=r"metrics\.json"):
+    with pytest.raises(WeaklyError, match=r"metrics\.json"):
         write_records(path, [record()])
     assert [child.name for child in tmp_path.iterdir()] == ["metrics.json"]
 

@@ -6,17 +6,15 @@ split, its number of images and its name does not exist: such a record can neith
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from weakly.errors import UserError
+from weakly.files import write_atomic
 
 IDENTITY = ("method", "preset", "supervision", "row", "setting", "segmenter", "data", "split", "seed")
 """The fields that make two records the same measurement."""
@@ -131,9 +129,13 @@ class Record:
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Write ``{"records": [...]}`` atomically; an earlier file is replaced as a whole."""
+    """Write ``{"records": [...]}`` atomically; an earlier file is replaced as a whole.
+
+    Raises:
+        WeaklyError: the file cannot be written.
+    """
     text = json.dumps({"records": [record.to_dict() for record in records]}, indent=1, allow_nan=False)
-    _write_atomically(path, text + "\n")
+    write_atomic(path, text + "\n")
 
 
 def update_records(path: Path, records: Iterable[Record]) -> list[Record]:
@@ -196,20 +198,3 @@ def _without_nothing(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nothing(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
