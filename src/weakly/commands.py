@@ -361,7 +361,7 @@ def foundation_train_sam(
     steps: int | None = None,
     start: Path | None = None,
     worlds: int = 6016,
-    leaves: int = 3072,
+    leaves: int = 2048,
     seed: int = 0,
     device: str = "auto",
     compiled: bool = False,

@@ -17,7 +17,7 @@ from weakly.foundation.sam import SamSegmenter, load_segmenter
 from weakly.foundation.sam_checkpoint import load_small
 from weakly.foundation.small_sam import SmallSamConfig
 
-LEAVES = 3072
+LEAVES = 2048
 WORLDS = 6016
 MEASURED_WORLDS = 200
 
