@@ -22,6 +22,8 @@ class RenderSettings:
     """The menagerie world to draw where ``data.root`` does not hold it yet.
 
     Attributes:
+        layout: of the files: ``partimagenet`` (parts; ``data.kind: menagerie``) or ``voc`` (whole things, with tags;
+            ``data.kind: voc``).
         train, val, test: numbers of images of the three splits.
         seed: same seed, same world.
         size: side of the square images in pixels.
@@ -29,6 +31,7 @@ class RenderSettings:
         workers: processes that draw; None: one per core.
     """
 
+    layout: Literal["partimagenet", "voc"] = "partimagenet"
     train: int = 1000
     val: int = 100
     test: int = 0

@@ -20,7 +20,7 @@ def open_split(data: DataSettings, split: str) -> Dataset:
     """
     ensure_rendered(data)
     limited = without_render(data)
-    return open_dataset(
+    dataset = open_dataset(
         data.kind,
         Path(data.root),
         split,
@@ -30,6 +30,8 @@ def open_split(data: DataSettings, split: str) -> Dataset:
         seed=data.seed,
         bad_polygons=data.bad_polygons,
     )
+    # A rendered world is the menagerie in whatever layout: tables must not take it for the photographs of VOC.
+    return dataset if data.render is None else replace(dataset, name="menagerie")
 
 
 def ensure_rendered(data: DataSettings) -> None:
@@ -41,9 +43,13 @@ def ensure_rendered(data: DataSettings) -> None:
     render = data.render
     if render is None:
         return
-    from weakly.data.menagerie.write import write_partimagenet  # noqa: PLC0415 - the renderer is only loaded to draw
+    from weakly.data.menagerie.write import (  # noqa: PLC0415 - the renderer is only loaded to draw
+        write_partimagenet,
+        write_voc,
+    )
 
-    write_partimagenet(
+    write = write_voc if render.layout == "voc" else write_partimagenet
+    write(
         Path(data.root),
         render.splits(),
         seed=render.seed,

@@ -1,0 +1,135 @@
+"""FMA-WSSS: semantic masks from image tags, by a frozen CLIP and a frozen SAM (WACV 2024)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from weakly.data.dataset import Dataset
+from weakly.errors import UserError
+from weakly.methods.base import Learner, Method, Score, Workspace
+from weakly.methods.fma.learner import FmaLearner
+from weakly.methods.fma.masks import MaskStore
+from weakly.methods.fma.networks import build_network
+from weakly.methods.fma.pipeline import Pipeline, Stage, frozen_segmenter, image_keys
+from weakly.methods.fma.predictor import FmaPredictor, Refine, load_network, save_network
+from weakly.methods.fma.refine import by_crf, by_masks
+from weakly.methods.fma.seeds import seed_results, tags_of
+from weakly.methods.fma.settings import PRESETS, FmaSettings, from_plain
+from weakly.methods.fma.targets import FmaData
+from weakly.methods.optimisation import Optimisation
+from weakly.segmentation import Segmentation
+from weakly.vocabulary import Vocabulary
+
+
+class FmaMethod(Method):
+    """The verbs of FMA-WSSS."""
+
+    name: ClassVar[str] = "fma"
+    Settings: ClassVar[type[Any]] = FmaSettings
+    supervisions: ClassVar[tuple[str, ...]] = ("tags",)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+
+    def prepare(self, settings: FmaSettings, dataset: Dataset, workspace: Workspace) -> FmaData:
+        """Masks, views, both prompt sets and the seed maps of a dataset, from its tags alone.
+
+        Prompts are trained on the first dataset that a run prepares, its training split, and used for the others.
+        Images that cannot be read, or have no tags, are left out and named.
+
+        Raises:
+            UserError: the dataset has no tags, no image can be read, or a model is missing.
+        """
+        pipeline = Pipeline(settings, dataset.vocabulary, workspace)
+        images = pipeline.usable(dataset)
+        seeds = pipeline.fine_seeds(images, dataset.split)
+        return FmaData(
+            images=tuple(images.paths),
+            seeds=tuple(seeds),
+            classes=len(dataset.vocabulary),
+            augmentation=settings.augmentation,
+            skipped=images.skipped,
+        )
+
+    def learner(
+        self, settings: FmaSettings, vocabulary: Vocabulary, optimisation: Optimisation, total_steps: int
+    ) -> FmaLearner:
+        """A fresh network."""
+        network = build_network(settings.architecture, len(vocabulary))
+        return FmaLearner(network, settings, vocabulary, optimisation, total_steps)
+
+    def save(self, learner: Learner, folder: Path, card: dict[str, Any]) -> None:
+        """Write the student folder."""
+        if not isinstance(learner, FmaLearner):
+            raise TypeError(f"{type(learner).__name__} is no FmaLearner")
+        save_network(folder, learner.student, learner.vocabulary, asdict(learner.settings), card)
+
+    def load(self, folder: Path, workspace: Workspace) -> FmaPredictor:
+        """The predictor of a student folder. The segmenter is loaded where masks refine the prediction, CLIP never.
+
+        Raises:
+            UserError: the folder is damaged or of another version, or the segmenter is missing.
+        """
+        saved = load_network(folder)
+        try:
+            settings = from_plain(FmaSettings, saved.settings)
+        except TypeError as error:
+            raise UserError(
+                f"{folder / 'config.json'} has settings this version does not know ({error}); use a matching version."
+            ) from error
+        refine = refiner(settings, workspace)
+        return FmaPredictor(saved.network, saved.vocabulary, settings.inference, refine, workspace.device)
+
+    def references(self, settings: FmaSettings, dataset: Dataset, workspace: Workspace) -> list[Score]:
+        """Seeds against the truth: CLIP-ES's, and, once its prompts are trained, this run's own.
+
+        Seeds know the tags of the images they are scored on; the network does not. None for a split without tags.
+        """
+        if any(tags_of(sample) is None for sample in dataset):
+            return []
+        pipeline = Pipeline(settings, dataset.vocabulary, workspace)
+        scores = [_score(pipeline, dataset, "clip-es", {"row": "seeds", "segmenter": None})]
+        if pipeline.trained():
+            scores.append(_score(pipeline, dataset, "fine", {"row": "seeds"}))
+        return scores
+
+
+def refiner(settings: FmaSettings, workspace: Workspace) -> Refine | None:
+    """The post-processing that the settings ask for."""
+    if settings.refine.by == "sams":
+        segmenter = frozen_segmenter(settings.segmenter, workspace.device)
+        masks = MaskStore(workspace.features, segmenter, settings.masks)
+        return by_masks(masks, settings.refine, settings.superpixels)
+    return by_crf(settings.crf) if settings.refine.by == "crf" else None
+
+
+def _score(pipeline: Pipeline, dataset: Dataset, stage: Stage, extra: dict[str, Any]) -> Score:
+    return Score(
+        method="fma" if stage == "fine" else stage,
+        supervision="tags",
+        results=partial(_results, pipeline, dataset, stage),
+        identity=partial(_identity, pipeline, dataset, stage),
+        extra=extra,
+    )
+
+
+def _results(pipeline: Pipeline, dataset: Dataset, stage: Stage) -> Iterator[Segmentation]:
+    maker = pipeline.maker(stage).without_void()
+    keys = image_keys(pipeline.workspace.features, [sample.path for sample in dataset])
+    tags = [labels for sample in dataset if (labels := tags_of(sample)) is not None]
+    method = "fma" if stage == "fine" else stage
+    return seed_results(maker, dataset, pipeline.folder(stage), tags, keys, method)
+
+
+def _identity(pipeline: Pipeline, dataset: Dataset, stage: Stage) -> str:
+    """The maker, and the tags, which are no truth and so not part of how the engine knows a dataset."""
+    tags = [labels.tolist() for sample in dataset if (labels := tags_of(sample)) is not None]
+    maker = pipeline.maker(stage).without_void()
+    return f"{maker.identity}-{hashlib.sha256(json.dumps(tags).encode()).hexdigest()}"
+
+
+METHOD = FmaMethod()

@@ -1,0 +1,201 @@
+"""Class activation maps of a frozen CLIP: Softmax-GradCAM in closed form (FMA-WSSS, Equations 1 to 3).
+
+Let F be the normalised input of CLIP's last vision block and f = tail(F) the image embedding. The map of class c is
+``M = F w`` with w the mean over patches of ds/dF, s being the softmax score of the class. One offset d added to all
+patches of F makes w = J^T g / L, where J = df/dd and g = ds/df. F, f and J know nothing of the text and g has a closed
+form, so M is *linear* in g: a map costs one product with J^T, and its gradient one product with J, no second-order
+graph (spec fma-wsss section 3.3).
+
+Symbols: B images, G prompts (C foreground classes, then backgrounds), N positives (an image and a class present in
+it), P positives of the fullest image, L = h w patches, K width of the vision model, E width of the joint space.
+Everything is float32, also under autocast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from weakly.foundation.clip import Clip
+
+SOFTMAX_PARITY_EPS = 1e-5
+"""The released code adds this to the denominator of Eq. 1, after dividing by the largest term of *all* G classes."""
+
+CHUNK = 4
+"""Positives of an image whose maps are computed at once; each holds the activations of one block for B images."""
+
+
+class Positives(NamedTuple):
+    """N pairs of an image and a class that is present in it, by image, then by class.
+
+    Attributes:
+        image: (N,) int64 index along B.
+        label: (N,) int64 foreground class.
+    """
+
+    image: Tensor
+    label: Tensor
+
+
+def positives_of(tags: Tensor) -> Positives:
+    """The positives of (B, C) bool tags."""
+    image, label = tags.nonzero().unbind(1)
+    return Positives(image, label)
+
+
+class GradCam:
+    """A batch of images, ready for maps of any classes under any prompts.
+
+    Holds the activations of one block. Positives of different images share a pass, so the maps of all images take P
+    passes. Under ``torch.no_grad`` or ``torch.inference_mode`` nothing else is kept.
+
+    Attributes:
+        embeddings: (B, E) image embeddings f, not normalised, without gradient.
+        grid: (h, w).
+        scale: factor of the cosine in the logits.
+
+    Args:
+        clip: the frozen model.
+        last_input: (B, 1 + L, K) input of the last vision block.
+        grid: (h, w), L = h w.
+    """
+
+    def __init__(self, clip: Clip, last_input: Tensor, grid: tuple[int, int]) -> None:
+        self.grid = grid
+        self.scale = clip.logit_scale
+        self._clip = clip
+        self._last_input = last_input.detach().float()
+        with torch.autocast(last_input.device.type, enabled=False):
+            self._normed = clip.last_norm(self._last_input).detach()
+            images, _, width = self._normed.shape
+            self._no_offset = self._normed.new_zeros(images, width)
+            passed = torch.func.vjp(self._embed, self._no_offset)
+            self.embeddings: Tensor = passed[0]
+            self._pull: Callable[[Tensor], tuple[Tensor]] = passed[1]
+
+    def logits(self, text: Tensor) -> Tensor:
+        """(B, G) logits of (G, E) text features of length 1, differentiable in the text."""
+        return cosine_logits(self.embeddings, text, self.scale)
+
+    def maps(self, text: Tensor, tags: Tensor, *, eps: float = 0.0) -> Tensor:
+        """Signed maps of the classes present in every image, differentiable in the text, once.
+
+        Args:
+            text: (G, E) text features of length 1: C foreground classes, then the backgrounds.
+            tags: (B, C) bool, the classes present.
+            eps: of :func:`masked_softmax`.
+
+        Returns:
+            (N, h, w) float32 in the order of :func:`positives_of`; not clipped at zero.
+        """
+        positives = positives_of(tags)
+        with torch.autocast(text.device.type, enabled=False):
+            gradients = score_gradients(self.embeddings, text.float(), tags, self.scale, eps=eps)
+            slot = (tags.cumsum(1) - 1)[positives]
+            slots = max(1, int(tags.sum(1).max()))
+            by_image = gradients.new_zeros(len(tags), slots, gradients.shape[1])
+            by_image = by_image.index_put((positives.image, slot), gradients)
+            maps: Tensor = _Project.apply(by_image, self)
+        return maps[positives.image, slot].unflatten(1, self.grid)
+
+    def project(self, gradients: Tensor) -> Tensor:
+        """(B, P, E) gradients of scores to (B, P, L) maps: F J^T g / L."""
+        weights = torch.func.vmap(lambda g: self._pull(g)[0], 1, 1, chunk_size=CHUNK)(gradients)
+        patches = self._normed[:, 1:]
+        return weights @ patches.mT / patches.shape[1]
+
+    def project_back(self, maps: Tensor) -> Tensor:
+        """(B, P, L) to (B, P, E): J F^T M / L, the adjoint of :meth:`project`."""
+        patches = self._normed[:, 1:]
+        weights = maps @ patches / patches.shape[1]
+        return torch.func.vmap(self._push, 1, 1, chunk_size=CHUNK)(weights)
+
+    def _embed(self, offset: Tensor) -> Tensor:
+        """(B, K) offsets of all patches of F to (B, E) image embeddings."""
+        shifted = self._normed[:, 1:] + offset[:, None]
+        return self._clip.tail(self._last_input, torch.cat([self._normed[:, :1], shifted], 1))
+
+    def _push(self, offset: Tensor) -> Tensor:
+        """(B, K) to (B, E): the product with J."""
+        change: Tensor = torch.func.jvp(self._embed, (self._no_offset,), (offset,))[1]
+        return change
+
+
+class _Project(torch.autograd.Function):
+    """:meth:`GradCam.project` with its adjoint as the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, gradients: Tensor, cam: GradCam) -> Tensor:
+        ctx.cam = cam
+        return cam.project(gradients)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, maps: Tensor) -> tuple[Tensor, None]:
+        with torch.autocast(maps.device.type, enabled=False):
+            return ctx.cam.project_back(maps), None
+
+
+def cosine_logits(embeddings: Tensor, text: Tensor, scale: float) -> Tensor:
+    """(B, G) logits: ``scale`` times the cosine of (B, E) image embeddings and (G, E) text features of length 1."""
+    return scale * functional.normalize(embeddings, dim=-1) @ text.T
+
+
+def masked_softmax(logits: Tensor, present: Tensor, *, eps: float = 0.0) -> Tensor:
+    """Scores of the classes present, zero elsewhere (Eq. 1).
+
+    With ``eps`` the denominator gains ``eps`` times the largest term of all G classes, present or not. The released
+    code does so with 1e-5, which makes the scores vanish where an absent class leads the present ones by ten logits or
+    more.
+
+    Args:
+        logits: (B, G).
+        present: (B, G) bool, at least one in every row.
+        eps: 0 for the exact softmax, :data:`SOFTMAX_PARITY_EPS` for the released one.
+    """
+    return _shares(logits, present, eps)[0]
+
+
+def score_gradients(embeddings: Tensor, text: Tensor, tags: Tensor, scale: float, *, eps: float = 0.0) -> Tensor:
+    """(N, E) gradients g = ds/df of the scores of all positives, differentiable in the text.
+
+    ``g = scale s_c / |f| (I - f f^T / |f|^2) (t_c - sum_j s_j t_j)`` (spec fma-wsss section 3.3).
+
+    Args:
+        embeddings: (B, E) image embeddings f.
+        text: (G, E) text features of length 1.
+        tags: (B, C) bool, the classes present; the G - C backgrounds always are.
+        scale: factor of the cosine in the logits.
+        eps: of :func:`masked_softmax`.
+    """
+    image, label = positives_of(tags)
+    present = functional.pad(tags, (0, len(text) - tags.shape[1]), value=True)
+    lengths = embeddings.norm(dim=-1, keepdim=True)
+    unit = embeddings / lengths
+    scores, pull = _shares(scale * unit @ text.T, present, eps)
+    others = pull[image].scatter(1, label[:, None], 0)  # t_c - sum q_j t_j cancels where one class has all the score
+    direction = others.sum(1, keepdim=True) * text[label] - others @ text
+    across = direction - (direction * unit[image]).sum(-1, keepdim=True) * unit[image]
+    return scale * scores[image, label, None] / lengths[image] * across
+
+
+def _shares(logits: Tensor, present: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Scores s (B, G), and q (B, G) with ``ds_c / dlogit_j = s_c ([c = j] - q_j)``.
+
+    Both are the same but for the largest logit, which also is the class whose ``eps``-fold stands in the denominator.
+    """
+    allowed = logits.masked_fill(~present, -math.inf)
+    total = allowed.logsumexp(1, keepdim=True)
+    if eps == 0:
+        scores = (allowed - total).exp()
+        return scores, scores
+    largest, leader = logits.max(1, keepdim=True)
+    surplus = largest + math.log(eps)
+    total = torch.logaddexp(total, surplus)
+    scores = (allowed - total).exp()
+    return scores, scores.scatter_add(1, leader, (surplus - total).exp())
