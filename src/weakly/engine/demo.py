@@ -23,7 +23,7 @@ IMAGE_SIZE = 256
 KINDS = ("sedan", "van", "truck", "beetle", "sailboat", "schooner", "airliner", "propplane", "winebottle", "flask")
 """A small world: four super-categories, whose 12 parts a student learns in minutes. The recipes use all 39 kinds."""
 WORLD_SEED = 7
-EPOCHS = 8
+EPOCHS = 12
 STUDENT = {
     "width": 128,
     "heads": 4,
