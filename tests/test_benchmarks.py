@@ -5,14 +5,27 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
-from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
+from transformers import (
+    CLIPVisionConfig,
+    SamConfig,
+    SamMaskDecoderConfig,
+    SamModel,
+    SamPromptEncoderConfig,
+    SamVisionConfig,
+)
 
+from weakly.foundation.automatic_masks import AutomaticMasks, generate_masks
 from weakly.foundation.sam import SamSegmenter
+from weakly.segmentation import encode_masks
 
 torch.set_num_threads(1)
 
@@ -124,4 +137,150 @@ def test_wps_training_help_and_user_errors(wps_training, tmp_path, capsys):
     assert stopped.value.code == 0
     assert "--peak_tflops" in capsys.readouterr().out
     assert wps_training.main(["--segmenter", str(tmp_path / "absent.pth")]) == 1
+    assert capsys.readouterr().err.strip().count("\n") == 0
+
+
+@pytest.fixture(scope="module")
+def fma() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield load_benchmark("fma")
+
+
+@pytest.fixture(scope="module")
+def tiny_models(fma, tmp_path_factory) -> list[str]:
+    """Options that name a SAM and a CLIP of tests' sizes, with the benchmark's own random weights."""
+    folder = tmp_path_factory.mktemp("models")
+    sys.modules["fma_masks"].randomise(tiny_sam(), seed=0).model.save_pretrained(folder / "sam")
+    sizes = {"image_size": 64, "patch_size": 16, "hidden_size": 48, "intermediate_size": 96}
+    vision = CLIPVisionConfig(**sizes, num_hidden_layers=3, num_attention_heads=2)
+    clip = sys.modules["fma_maps"].random_clip(vision, seed=0)
+    clip.model.save_pretrained(folder / "clip")
+    clip.tokenizer.save_pretrained(folder / "clip")
+    options = {"images": 2, "map_images": 4, "height": 96, "width": 128, "points_per_side": 8}
+    named = [f"--{key}={value}" for key, value in {**options, "nms_threshold": 0.95, "device": "cpu"}.items()]
+    return [f"--segmenter={folder / 'sam'}", f"--clip={folder / 'clip'}", *named]
+
+
+def test_fma_on_tiny_models(fma, tiny_models, tmp_path, capsys):
+    out = tmp_path / "results.json"
+    assert fma.main([*tiny_models, "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    masks, maps = result["masks"], result["maps"]
+    assert masks["same"]
+    assert maps["same"]
+    kept = masks["masks_kept"]
+    assert 10 < kept["both"] <= min(kept["pipeline"], kept["weakly"]) < 2 * 8 * 8 * 3 * 0.5
+    assert masks["largest_difference_of_predicted_iou"] < 1e-4
+    assert maps["classes_per_image"] == [1, 2, 3, 4]
+    assert 0 < max(maps["largest_relative_difference"].values()) < 1e-4
+    for part, other in ((masks, "pipeline"), (maps, "reference")):
+        seconds = part["seconds_per_image"]
+        assert part["times_faster"] == pytest.approx(seconds[other] / seconds["weakly"])
+    seconds = masks["cpu_seconds_per_image"]
+    assert masks["times_faster_by_cpu_without_encoder"] == pytest.approx(
+        (seconds["pipeline"] - seconds["encoder"]) / (seconds["weakly"] - seconds["encoder"])
+    )
+    printed = capsys.readouterr().out
+    assert "not measured (no GPU)" in printed
+    assert f"pipeline {kept['pipeline']}, weakly {kept['weakly']}, both {kept['both']} (the same" in printed
+
+
+def test_fma_tells_masks_that_differ(fma, tiny_models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules["fma_masks"], "SAME_MASK", 1.1)
+    assert fma.main([*tiny_models, "--out", str(tmp_path / "results.json")]) == 1
+    assert "NOT the same" in capsys.readouterr().out
+
+
+def masks_of(boxes: list[tuple[int, int, int, int]], scores: list[float]) -> AutomaticMasks:
+    """Filled rectangles on 32 x 32 pixels."""
+    drawn = np.zeros((len(boxes), 32, 32), bool)
+    for mask, (x0, y0, x1, y1) in zip(drawn, boxes, strict=True):
+        mask[y0:y1, x0:x1] = True
+    return AutomaticMasks.from_rles((32, 32), encode_masks(drawn), [0] * len(boxes), scores, scores)
+
+
+def test_fma_counts_common_masks_and_explains_the_others(fma):
+    """10 x 10 in 10 x 14 pixels: the IoU is 0.71 with exclusive bounds and 81 / 117 = 0.69 with inclusive ones."""
+    compare = sys.modules["fma_masks"].compare_masks
+    theirs = masks_of([(0, 0, 10, 14), (0, 0, 10, 10), (20, 20, 30, 30)], [0.9, 0.8, 0.7])
+    ours = masks_of([(20, 20, 30, 30), (0, 0, 10, 14)], [0.7, 0.95])
+    compared = compare(theirs, ours, threshold=0.7)
+    assert (compared["pipeline"], compared["weakly"], compared["both"]) == (3, 2, 2)
+    assert compared["box_convention"] == 1
+    assert compared["least_iou"] == 1
+    assert compared["score_difference"] == pytest.approx(0.05)
+    assert compare(theirs, ours, threshold=0.5)["box_convention"] == 0
+    assert compare(theirs, masks_of([], []), threshold=0.7)["both"] == 0
+
+
+@pytest.mark.parametrize(("box", "lengths"), [((0, 0, 32, 32), 2), ((3, 0, 5, 32), 3), ((3, 4, 5, 9), 5)])
+def test_fma_counts_the_runs_of_a_mask(fma, box, lengths):
+    """Column by column and beginning with what is not the mask, be it nothing."""
+    assert sys.modules["fma_masks"].runs(masks_of([box], [1.0]).rles[0]) == lengths
+
+
+def test_fma_thresholds_let_the_given_fractions_pass(fma):
+    masks = sys.modules["fma_masks"]
+    segmenter = masks.randomise(tiny_sam(), seed=0)
+    image = fma.rendered(0, 0, (96, 128))
+    settings = fma.AutomaticMaskSettings(
+        points_per_side=8, crop_layers=0, whole_iou_offset=0, whole_nms_offset=0, min_region=0
+    )
+    chosen = masks.with_thresholds(segmenter, image, settings, (0.5, 0.7))
+    every = {"iou_threshold": 0, "stability_threshold": 0, "nms_threshold": 1}
+    found = generate_masks(segmenter, image, replace(settings, **every))
+    assert len(found) > 150
+    kept = generate_masks(segmenter, image, replace(chosen, nms_threshold=1))
+    assert len(kept) == pytest.approx(0.35 * len(found), abs=2)
+
+
+def test_fma_reference_on_a_worked_example(fma):
+    """Of a map of ones, all but the last row and column spreads; attention to oneself alone keeps it where it is."""
+    maps = sys.modules["fma_maps"]
+    values = torch.ones(6, 8)
+    values[2, 3] = 0  # a constant map has no score
+    after = maps.reference_spread(values, torch.eye(48), maps.SeedSettings())
+    wanted = values.clone()
+    wanted[-1], wanted[:, -1] = 0, 0
+    assert torch.equal(after, wanted)
+
+
+def test_fma_reference_gradient_is_that_of_the_score(fma, tiny_models):
+    """The map is linear in the gradient: along F itself it is the derivative of the score, as differences find it."""
+    maps = sys.modules["fma_maps"]
+    clip = maps.load_clip(tiny_models[1].removeprefix("--clip="))
+    torch.manual_seed(0)
+    features = clip.encode(torch.randn(1, 3, 64, 96), 2)
+    present = torch.nn.functional.normalize(torch.randn(5, clip.joint_width), dim=-1)
+    found = maps.reference_map(clip, features, present, 1)
+    normed = clip.last_norm(features.last_input)
+    direction = normed[:, 1:].mean(1, keepdim=True)
+
+    def score(step: float) -> torch.Tensor:
+        moved = torch.cat([normed[:, :1], normed[:, 1:] + step * direction], 1)
+        embedding = torch.nn.functional.normalize(clip.tail(features.last_input, moved), dim=-1)
+        return (clip.logit_scale * embedding @ present.T).double().softmax(1)[0, 1]
+
+    slope = (score(1e-2) - score(-1e-2)) / 2e-2
+    assert found.mean().item() * found.numel() == pytest.approx(slope.item(), rel=1e-2)
+
+
+def test_fma_sides_take_turns_to_begin(fma):
+    order: list[str] = []
+    times = {"a": [], "b": []}
+    in_turn = sys.modules["side_by_side"].in_turn
+    for turn in range(3):
+        sides = {name: partial(lambda name: order.append(name) or name, name) for name in times}
+        assert in_turn(sides, turn, times, torch.device("cpu")) == ["a", "b"]
+    assert "".join(order) == "abbaab"
+    assert all(seconds.wall >= 0 and seconds.cpu >= 0 for seconds in times["a"] + times["b"])
+
+
+def test_fma_help_and_user_errors(fma, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        fma.main(["--help"])
+    assert stopped.value.code == 0
+    assert "--points_per_side" in capsys.readouterr().out
+    assert fma.main(["--segmenter", str(tmp_path / "absent.pth")]) == 1
     assert capsys.readouterr().err.strip().count("\n") == 0
