@@ -137,7 +137,8 @@ def reference_map(clip: Clip, features: ClipFeatures, present: Tensor, row: int)
     scores = (clip.logit_scale * functional.normalize(embedding, dim=-1) @ present.T).softmax(1)
     (gradient,) = torch.autograd.grad(scores[0, row], normed)
     weights = gradient[0, 1:].mean(0)
-    return (normed.detach()[0, 1:] @ weights).view(features.grid)
+    values: Tensor = normed.detach()[0, 1:] @ weights
+    return values.view(features.grid)
 
 
 def reference_spread(values: Tensor, attention: Tensor, settings: SeedSettings) -> Tensor:
@@ -155,7 +156,8 @@ def reference_spread(values: Tensor, attention: Tensor, settings: SeedSettings) 
         attention = attention / attention.sum(0, keepdim=True)
         attention = attention / attention.sum(1, keepdim=True)
     power = torch.linalg.matrix_power((attention + attention.T) / 2, settings.power)
-    return (power @ (inside * score).flatten()).view(height, width)
+    spread_out: Tensor = power @ (inside * score).flatten()
+    return spread_out.view(height, width)
 
 
 def relative_differences(wanted: Tensor, found: Tensor) -> list[float]:

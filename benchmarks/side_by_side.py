@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -31,7 +31,7 @@ def timed(call: Callable[[], Result], device: torch.device) -> tuple[Result, Sec
     return result, Seconds(end.wall - start.wall, end.cpu - start.cpu)
 
 
-def in_turn(sides: dict[str, Callable[[], Any]], turn: int, times: Times, device: torch.device) -> list[Any]:
+def in_turn(sides: Mapping[str, Callable[[], Any]], turn: int, times: Times, device: torch.device) -> list[Any]:
     """Results of the sides, in their order; every other turn the last begins, so that no side always comes first."""
     names = list(sides)
     results = {}
