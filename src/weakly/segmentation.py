@@ -93,7 +93,7 @@ class Segmentation:
         if self.label_map is not None:
             return self.label_map
         canvas = np.full(self.size, background, np.uint8 if background < 256 else np.uint16)
-        areas = coco_mask.area([dict(rle) for rle in self.rles]) if self.rles else np.zeros(0)
+        areas = rle_areas(self.rles)
         for i in np.lexsort((-np.asarray(areas, np.int64), self.scores)):
             canvas[coco_mask.decode(dict(self.rles[i])).astype(bool)] = self.labels[i]
         return canvas
@@ -187,6 +187,14 @@ def rle_boxes(rles: Sequence[Rle]) -> NDArray[np.float32]:
         return np.zeros((0, 4), np.float32)
     xywh = coco_mask.toBbox([dict(rle) for rle in rles])
     return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
+
+
+def rle_areas(rles: Sequence[Rle]) -> NDArray[np.int64]:
+    """(N,) int64 pixels of COCO RLEs."""
+    # pycocotools 2.0.11 keeps the number of masks in a uint8 and fails on more than 255.
+    chunks = [rles[start : start + 255] for start in range(0, len(rles), 255)]
+    areas = [coco_mask.area([dict(rle) for rle in chunk]).astype(np.int64) for chunk in chunks]
+    return np.concatenate(areas) if areas else np.zeros(0, np.int64)
 
 
 def rle_to_json(rle: Rle) -> dict[str, Any]:

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from weakly.errors import UserError
 from weakly.foundation.mask_boxes import Crop, clean_regions, crop_grid, cut_by_crop, nms, point_grid
 from weakly.foundation.mask_settings import AutomaticMaskSettings, LevelOf
 from weakly.foundation.promptable import Frame, PromptableSegmenter
-from weakly.segmentation import Rle, decode_masks, encode_masks, rle_boxes, rle_from_coco, rle_to_json
+from weakly.segmentation import Rle, decode_masks, encode_masks, rle_areas, rle_boxes, rle_from_coco, rle_to_json
 
 SUB_PART, PART, WHOLE = 0, 1, 2
 """Levels: the index of SAM's three outputs."""
@@ -69,12 +68,11 @@ class AutomaticMasks:
         stability: Sequence[float] | NDArray[Any],
     ) -> AutomaticMasks:
         """Boxes and areas are those of the masks."""
-        areas = coco_mask.area([dict(rle) for rle in rles]) if len(rles) else []
         return cls(
             size=size,
             rles=tuple(rles),
             boxes=rle_boxes(rles),
-            areas=np.asarray(areas, np.int64),
+            areas=rle_areas(rles),
             levels=np.asarray(levels, np.int64),
             predicted_iou=np.asarray(predicted_iou, np.float32),
             stability=np.asarray(stability, np.float32),
