@@ -18,7 +18,7 @@ from torch import Tensor
 from weakly.data.dataset import Dataset, Record
 from weakly.errors import UserError, WeaklyError
 from weakly.foundation.pretraining import pictures, release
-from weakly.foundation.pretraining.command import make_sam, scaled
+from weakly.foundation.pretraining.command import make_sam
 from weakly.foundation.pretraining.dead_leaves import dead_leaves
 from weakly.foundation.pretraining.grouping import GroupingHead, grouping_loss
 from weakly.foundation.pretraining.measure import PromptScores, best_iou, dataset_masks, measure_prompts, world_parts
@@ -32,7 +32,7 @@ from weakly.foundation.pretraining.prompts import (
     photometric,
     tight_boxes,
 )
-from weakly.foundation.pretraining.recipe import SamTraining, Stage
+from weakly.foundation.pretraining.recipe import SamStage, SamTraining
 from weakly.foundation.pretraining.release import release_sam
 from weakly.foundation.pretraining.sam import all_masks, prompt_tokens, sam_loss, train_sam, training_losses
 from weakly.foundation.sam import SamSegmenter, load_segmenter
@@ -43,7 +43,9 @@ from weakly.vocabulary import Vocabulary
 torch.set_num_threads(1)
 
 CONFIG = SmallSamConfig(image_size=64, width=32, stem=8, stages=(8, 16, 24, 32), blocks=(1, 1, 1, 1), mlp_dim=64)
-TRAINING = SamTraining(stages=(Stage(32, 4, pictures=2, prompts=3), Stage(64, 8, pictures=2, prompts=3)), warmup=2)
+TRAINING = SamTraining(
+    stages=(SamStage(32, 4, pictures=2, prompts=3), SamStage(64, 8, pictures=2, prompts=3)), warmup=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -321,8 +323,8 @@ class TestTraining:
         rates = [TRAINING.rate(step) for step in range(1, 13)]
         assert rates == sorted(rates, reverse=True)
         assert rates[-1] == pytest.approx(0, abs=1e-9)
-        assert scaled(TRAINING, None) is TRAINING
-        assert [stage.steps for stage in scaled(TRAINING, 3).stages] == [1, 2]
+        assert TRAINING.scaled(None) is TRAINING
+        assert [stage.steps for stage in TRAINING.scaled(3).stages] == [1, 2]
 
 
 class TestMeasuring:

@@ -11,19 +11,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from math import log
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import CLIPModel
 
-from weakly.errors import UserError
 from weakly.foundation.pretraining.captioned import CaptionBatch, CaptionBatches, CaptionedBank
 from weakly.foundation.pretraining.clip_recipe import ClipTraining
 from weakly.foundation.pretraining.small_clip import (
@@ -33,6 +29,7 @@ from weakly.foundation.pretraining.small_clip import (
     image_features,
     text_features,
 )
+from weakly.foundation.pretraining.staged import identity_of, read_checkpoint, save_checkpoint
 
 MAX_LOGIT_SCALE = log(100)
 """CLIP's own bound on the logarithm of the scale."""
@@ -121,18 +118,13 @@ def train_clip(
     if start is not None:
         model.load_state_dict(start.state_dict())
     model.to(device)
-    trained = list(model.parameters())
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": training.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=training.lr,
-        betas=(0.9, 0.98),
-    )
+    optimiser = training.optimiser(model.parameters(), betas=(0.9, 0.98))
     work.mkdir(parents=True, exist_ok=True)
-    settings = json.dumps({"model": asdict(config), "training": asdict(training)})
-    first = _resume(model, optimiser, work, settings)
+    identity = identity_of(config, training)
+    first = 0
+    if (stored := read_checkpoint(work, optimiser, identity)) is not None:
+        weights, first = stored
+        model.load_state_dict(weights)
     last = training.total_steps if until is None else until
     losses_of = torch.compile(training_losses, dynamic=False) if compiled else training_losses
     batches = CaptionBatches(bank, tokenizer, training)
@@ -147,7 +139,7 @@ def train_clip(
                 file.write(json.dumps({"step": step + 1, "size": training.stage_at(step).size, **numbers}) + "\n")
             report(step + 1, numbers)
         if (step + 1) % save_every == 0 or step + 1 == last:
-            _save_checkpoint(model, optimiser, work, settings, step + 1)
+            save_checkpoint(work, model.state_dict(), optimiser, identity, step + 1)
     return model.eval()
 
 
@@ -159,43 +151,8 @@ def _step(
     training: ClipTraining,
     step: int,
 ) -> dict[str, Tensor]:
-    for group in optimiser.param_groups:
-        group["lr"] = training.rate(step)
     losses = losses_of(model, batch, training)
-    optimiser.zero_grad(set_to_none=True)
-    losses["loss"].backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip)
-    optimiser.step()
+    training.update(optimiser, losses["loss"], step)
     with torch.no_grad():
         model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
     return {key: value.detach() for key, value in losses.items()}
-
-
-def _save_checkpoint(model: CLIPModel, optimiser: torch.optim.Optimizer, work: Path, settings: str, step: int) -> None:
-    tensors = {f"model.{key}": value.contiguous() for key, value in model.state_dict().items()}
-    for index, state in optimiser.state_dict()["state"].items():
-        tensors.update({f"optimiser.{index}.{key}": value for key, value in state.items()})
-    temporary = work / "checkpoint.tmp"
-    # One entry: several would be written in any order, and the bytes would differ.
-    save_file(tensors, temporary, metadata={"state": json.dumps({"step": step, "settings": settings})})
-    temporary.replace(work / "checkpoint.safetensors")
-
-
-def _resume(model: CLIPModel, optimiser: torch.optim.Optimizer, work: Path, settings: str) -> int:
-    """Restore a checkpoint if there is one; the step to go on with."""
-    path = work / "checkpoint.safetensors"
-    if not path.is_file():
-        return 0
-    with safe_open(path, "pt") as file:
-        state_of = json.loads((file.metadata() or {}).get("state", "{}"))
-    if state_of.get("settings") != settings:
-        raise UserError(f"{path} belongs to another recipe; give another folder or the same options.")
-    tensors = load_file(path)
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimiser."):
-            _, index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = value
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    return int(state_of["step"])

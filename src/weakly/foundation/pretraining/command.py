@@ -10,7 +10,7 @@ from weakly.data.dataset import Dataset
 from weakly.errors import UserError
 from weakly.foundation.pretraining.measure import PromptScores, dataset_masks, measure_prompts, world_parts
 from weakly.foundation.pretraining.pictures import render_bank
-from weakly.foundation.pretraining.recipe import RECIPES, SamTraining
+from weakly.foundation.pretraining.recipe import RECIPES
 from weakly.foundation.pretraining.release import release_sam
 from weakly.foundation.pretraining.sam import train_sam
 from weakly.foundation.sam import SamSegmenter, load_segmenter
@@ -22,17 +22,6 @@ WORLDS = 6016
 MEASURED_WORLDS = 200
 
 Progress = Callable[[str, int, int], None]
-
-
-def scaled(training: SamTraining, steps: int | None) -> SamTraining:
-    """The recipe with its stages shortened or lengthened in proportion to ``steps`` in all."""
-    if steps is None:
-        return training
-    factor = steps / training.total_steps
-    return replace(
-        training,
-        stages=tuple(replace(stage, steps=max(1, round(stage.steps * factor))) for stage in training.stages),
-    )
 
 
 def make_sam(
@@ -76,7 +65,7 @@ def make_sam(
     config = config or SmallSamConfig()
     if recipe not in RECIPES:
         raise UserError(f"There is no recipe {recipe!r} for a SAM; give one of {', '.join(RECIPES)}.")
-    training = scaled(replace(RECIPES[recipe], seed=seed), steps)
+    training = replace(RECIPES[recipe], seed=seed).scaled(steps)
     size = config.image_size
 
     def rendering(name: str) -> Callable[[int, int], None]:

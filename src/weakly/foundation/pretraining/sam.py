@@ -12,24 +12,24 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import SamModel
 
-from weakly.errors import UserError
 from weakly.foundation.pretraining.grouping import GroupingHead, grouping_loss
 from weakly.foundation.pretraining.pictures import PictureBank
 from weakly.foundation.pretraining.prompts import PromptBatch, StepBatches
 from weakly.foundation.pretraining.recipe import SamTraining
+from weakly.foundation.pretraining.staged import identity_of, read_checkpoint, save_checkpoint
 from weakly.foundation.small_sam import SmallSamConfig, build_small_sam
+
+_GAUSSIAN = "model.shared_image_embedding.positional_embedding"
+_COPY = "model.prompt_encoder.shared_embedding.positional_embedding"
 
 
 def position_grid(model: SamModel, size: tuple[int, int]) -> Tensor:
@@ -144,15 +144,12 @@ def train_sam(
         model.load_state_dict(start.state_dict())
     trainee = nn.ModuleDict({"model": model, "head": GroupingHead(config.width)}).to(device)
     trained = [p for name, p in trainee.named_parameters() if p.requires_grad and "mask_embed" not in name]
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": training.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=training.lr,
-    )
+    optimiser = training.optimiser(trained)
     work.mkdir(parents=True, exist_ok=True)
-    first = _resume(trainee, optimiser, work, training)
+    identity, first = identity_of(config, training), 0
+    if (stored := read_checkpoint(work, optimiser, identity)) is not None:
+        weights, first = stored
+        trainee.load_state_dict({**weights, _COPY: weights[_GAUSSIAN]})
     losses_of = torch.compile(training_losses, dynamic=False) if compiled else training_losses
     clock = time.monotonic()
     last = training.total_steps if until is None else until
@@ -167,7 +164,7 @@ def train_sam(
                 log.write(json.dumps({"step": step + 1, "size": training.stage_at(step).size, **numbers}) + "\n")
             report(step + 1, numbers)
         if (step + 1) % save_every == 0 or step + 1 == last:
-            _save_checkpoint(trainee, optimiser, work, training, step + 1)
+            save_checkpoint(work, _weights(trainee), optimiser, identity, step + 1)
     return model.eval()
 
 
@@ -192,46 +189,11 @@ def _step(
     training: SamTraining,
     step: int,
 ) -> dict[str, Tensor]:
-    for group in optimiser.param_groups:
-        group["lr"] = training.rate(step)
     losses = losses_of(trainee, batch, training)
-    optimiser.zero_grad(set_to_none=True)
-    losses["loss"].backward()
-    torch.nn.utils.clip_grad_norm_((p for group in optimiser.param_groups for p in group["params"]), training.clip)
-    optimiser.step()
+    training.update(optimiser, losses["loss"], step)
     return {key: value.detach() for key, value in losses.items()}
 
 
-def _save_checkpoint(
-    trainee: nn.ModuleDict, optimiser: torch.optim.Optimizer, work: Path, training: SamTraining, step: int
-) -> None:
-    tensors = {key: value.contiguous() for key, value in trainee.state_dict().items()}
-    tensors.pop("model.prompt_encoder.shared_embedding.positional_embedding")
-    for index, state in optimiser.state_dict()["state"].items():
-        tensors.update({f"optimiser.{index}.{key}": value for key, value in state.items()})
-    metadata = {"step": str(step), "training": json.dumps(asdict(training))}
-    temporary = work / "checkpoint.tmp"
-    save_file(tensors, temporary, metadata=metadata)
-    temporary.replace(work / "checkpoint.safetensors")
-
-
-def _resume(trainee: nn.ModuleDict, optimiser: torch.optim.Optimizer, work: Path, training: SamTraining) -> int:
-    """Restore a checkpoint if there is one; the step to go on with."""
-    path = work / "checkpoint.safetensors"
-    if not path.is_file():
-        return 0
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    if json.loads(metadata["training"]) != json.loads(json.dumps(asdict(training))):
-        raise UserError(f"{path} belongs to another recipe; give another --work folder or the same options.")
-    tensors = load_file(path)
-    weights = {key: value for key, value in tensors.items() if not key.startswith("optimiser.")}
-    gaussian = weights["model.shared_image_embedding.positional_embedding"]
-    trainee.load_state_dict({**weights, "model.prompt_encoder.shared_embedding.positional_embedding": gaussian})
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimiser."):
-            _, index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = value
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    return int(metadata["step"])
+def _weights(trainee: nn.ModuleDict) -> dict[str, Tensor]:
+    """What a checkpoint holds: the two names of the Gaussian matrix are one tensor."""
+    return {key: value for key, value in trainee.state_dict().items() if key != _COPY}
