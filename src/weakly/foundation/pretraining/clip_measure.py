@@ -25,11 +25,13 @@ TaggedPicture: TypeAlias = tuple[NDArray[np.uint8], frozenset[str]]
 
 _KINDS = tuple(KINDS)
 _SUPER_CATEGORIES = tuple(name.lower() for name in SUPER_CATEGORIES)
+_PARTS = tuple(name.lower() for name in PART_NAMES)
 TAG_GROUPS: dict[str, tuple[str, ...]] = {
+    "all of these": tuple(dict.fromkeys(_KINDS + _SUPER_CATEGORIES + _PARTS)),
     "kinds and super-categories": _KINDS + _SUPER_CATEGORIES,
     "kinds": _KINDS,
     "super-categories": _SUPER_CATEGORIES,
-    "parts": tuple(name.lower() for name in PART_NAMES),
+    "parts": _PARTS,
 }
 
 
