@@ -16,7 +16,7 @@ from jsonargparse import auto_cli
 
 from weakly.errors import UserError, WeaklyError
 from weakly.evaluation.protocols import PROTOCOLS
-from weakly.evaluation.records import Record, read_records, write_records
+from weakly.evaluation.records import FLAT_FIGURES, Record, read_records, write_records
 from weakly.files import write_atomic
 
 REPOSITORY = Path(__file__).parents[1]
@@ -38,13 +38,33 @@ def collect(runs: list[Path], name: str, pages: tuple[str, ...] = PAGES) -> None
     for page in pages:
         path = REPOSITORY / page
         text = path.read_text(encoding="utf-8")
-        write_atomic(path, with_table(text, name, table(records)))
+        content = table(records) if all(p in (records[0].protocols or {}) for p in PROTOCOLS) else stages(records)
+        write_atomic(path, with_table(text, name, content))
+
+
+def stages(records: Sequence[Record]) -> str:
+    """A Markdown table of methods with one figure each for several stages and splits, in percent."""
+    figures = [name for name in FLAT_FIGURES if any(getattr(record, name) is not None for record in records)]
+    head = ["row", "method", "labels", "split", "images", *figures]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for record in records:
+        values = [getattr(record, name) for name in figures]
+        cells = ["-" if value is None else f"{100 * value:.1f}" for value in values]
+        words = [str(record.row), record.method, str(record.supervision), record.split, str(record.images)]
+        lines.append("| " + " | ".join([*words, *cells]) + " |")
+    first = records[0]
+    commands = ", ".join(f"`{command}`" for command in dict.fromkeys(record.command for record in records))
+    about = f"{first.data} at {first.resolution}, segmenter `{first.segmenter or records[-1].segmenter}`"
+    lines += ["", f"{about}, seed {first.seed}. In percent. Written by {commands}."]
+    return "\n".join(lines)
 
 
 def merged(records: Sequence[Record]) -> list[Record]:
     """One record per (method, supervision, preset, row, split, seed), upper bounds first."""
     unique = {(r.method, r.supervision, r.preset, r.row, r.split, r.seed): r for r in records}
-    return sorted(unique.values(), key=lambda r: (r.method != "oracle", r.method, str(r.supervision), str(r.row)))
+    return sorted(
+        unique.values(), key=lambda r: (r.method != "oracle", r.method, str(r.supervision), str(r.row), r.split)
+    )
 
 
 def table(records: Sequence[Record]) -> str:

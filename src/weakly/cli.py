@@ -19,7 +19,7 @@ from weakly.errors import UserError, WeaklyError
 __all__ = ["COMMANDS", "DONE", "DONE_WITH_SKIPS", "FAILED", "INTERRUPTED", "WRONG_USE", "Command", "main"]
 
 _OVERRIDE = re.compile(r"--([a-z_]+(?:\.[a-z_0-9]+)+)(?:=(.*))?", re.DOTALL)
-_WITH_OVERRIDES = {"fit", "evaluate"}
+_WITH_OVERRIDES = {"fit", "evaluate", "reproduce"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     ),
     "evaluate": Command(
         commands.evaluate, "weakly evaluate runs/menagerie --split val --results other.json --name other", ("run",)
+    ),
+    "reproduce": Command(
+        commands.reproduce,
+        "weakly reproduce fma --recipe recipes/fma/menagerie-tags.yaml --tables 1,4 --seeds 3",
+        ("method",),
     ),
     "predict": Command(
         commands.predict, "weakly predict runs/menagerie photos/ cat.jpg --out masks", ("run", "images")

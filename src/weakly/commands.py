@@ -19,22 +19,24 @@ from weakly.errors import UserError
 DONE, FAILED, WRONG_USE, DONE_WITH_SKIPS, INTERRUPTED = 0, 1, 2, 3, 130
 
 
-def demo(out: Path = Path("runs/demo")) -> int:
-    """Draw a small world, learn parts from boxes and from points, and show the result.
+def demo(out: Path | None = None, method: str = "wps") -> int:
+    """Draw a small world, learn from its weak labels alone, and show the result.
 
     Args:
-        out: folder of the world, its features, the two runs, metrics.json and report.html.
+        out: folder of the world, its features, the runs, metrics.json and report.html; default: runs/demo, for other
+            methods than wps with -METHOD behind it.
+        method: wps (parts from boxes and from points) or fma (semantic masks from tags).
     """
-    from weakly.engine import demo as engine
+    from weakly.engine.demo import demo as demonstrate
     from weakly.report import build_demo_report, build_run_report
 
-    command = _command("demo") if out == Path("runs/demo") else _command("demo", "--out", out)
-    records = engine.demo(out, command=command)
-    runs = [out / supervision for supervision in engine.SUPERVISIONS]
-    for run in runs:
+    words = [*(("--method", method) if method != "wps" else ()), *(("--out", out) if out is not None else ())]
+    out = out or Path("runs/demo" if method == "wps" else f"runs/demo-{method}")
+    found = demonstrate(out, method, command=_command("demo", *words))
+    for run in found.runs:
         build_run_report(run)
-    _print_records(records)
-    print(f"Report: {build_demo_report(out, runs)}")
+    _print_records(found.records)
+    print(f"Report: {build_demo_report(out, found.runs)}")
     return DONE
 
 
@@ -211,6 +213,7 @@ def fit(
     out: Path | None = None,
     preset: str | None = None,
     device: str | None = None,
+    until: str | None = None,
     overrides: list[str] | None = None,
 ) -> int:
     """Train the recipe's student, score it, and write the report. Run it again to go on after a stop.
@@ -222,13 +225,15 @@ def fit(
         out: the run folder; default: runs/ and the recipe's name.
         preset: the method's named defaults below the recipe, e.g. official; default: the recipe's.
         device: auto, cpu, cuda, mps; default: the recipe's.
+        until: stop after this stage of the method, e.g. proposals of weaksam; without it, the same command goes on.
         overrides: filled from the dotted options.
     """
+    from weakly.engine.evaluate import can_score
     from weakly.engine.evaluate import evaluate as score
     from weakly.engine.fit import fit as train
+    from weakly.engine.fit import fit_until
     from weakly.engine.recipe import load_recipe
     from weakly.engine.runs import main_process
-    from weakly.engine.splits import open_split
     from weakly.report import build_run_report
 
     changes = [(key, value) for key, value in (("preset", preset), ("device", device)) if value is not None]
@@ -237,14 +242,18 @@ def fit(
     out = out or Path("runs") / recipe.stem
     options = [word for key, value in changes for word in (f"--{key}", value)]
     command = _command("fit", recipe, "--out", out, *options)
+    if until is not None:
+        fit_until(loaded, out, until)
+        print(f"{out}: done up to {until}; the same command without --until goes on")
+        return DONE
     run = train(loaded, out)
     if not main_process():
         return DONE  # the first process scores and reports
     split = loaded.evaluated_split()
-    if open_split(loaded.data, split).has_truth():
+    if can_score(loaded, split):
         _print_records(score(run.folder, command=command).records)
     else:
-        print(f"{run.student} is trained; split {split!r} has no true masks to score it against")
+        print(f"{run.student} is trained; split {split!r} has no truth to score it against")
     print(f"Report: {build_run_report(run.folder)}")
     return _report_skipped(run)
 
@@ -287,6 +296,58 @@ def evaluate(
     print(f"Report: {build_run_report(run)}")
     _print_skipped(found.skipped)
     return DONE_WITH_SKIPS if found.skipped else DONE
+
+
+def reproduce(
+    method: str,
+    recipe: Path,
+    budget: Literal["small", "full"] = "small",
+    out: Path | None = None,
+    tables: str | None = None,
+    seeds: int = 1,
+    device: str | None = None,
+    overrides: list[str] | None = None,
+) -> int:
+    """Measure the tables of a method's paper on your data, ours beside theirs. Run it again to go on after a stop.
+
+    Any key of the recipe is an option: --data.root VOC2012, --settings.clip openai/clip-vit-base-patch16.
+
+    Args:
+        method: its name, e.g. fma.
+        recipe: a recipe of that method: the data, models and settings that the tables depart from.
+        budget: small lowers the numbers of images, epochs and updates; full is the recipe as it is.
+        out: folder of the tables and of a run per figure; default: runs/reproduce- and the recipe's name.
+        tables: numbers of tables, e.g. 1,4; default: all.
+        seeds: runs per figure; from two on, tables state the spread.
+        device: auto, cpu, cuda, mps; default: the recipe's.
+        overrides: filled from the dotted options.
+    """
+    from weakly.engine.reproduce import reproduce as measure
+    from weakly.report import build_cell_reports, reproduction_text, write_reproduction
+
+    changes = [("device", device)] if device is not None else []
+    changes += _pairs(overrides)
+    out = out or Path("runs") / f"reproduce-{recipe.stem}"
+    words: list[tuple[str, object]] = [("--recipe", recipe), ("--budget", budget), ("--out", out)]
+    words += [("--tables", tables)] if tables else []
+    words += [("--seeds", seeds), *((f"--{key}", value) for key, value in changes)]
+    found = measure(
+        method,
+        recipe,
+        out,
+        overrides=tuple(changes),
+        budget=budget,
+        tables=None if tables is None else tuple(word.strip() for word in tables.split(",")),
+        repetitions=seeds,
+        command=_command("reproduce", method, *(word for pair in words for word in pair)),
+        tell=write_reproduction,
+    )
+    build_cell_reports(found)
+    print(reproduction_text(found))
+    print(f"Tables: {write_reproduction(found)}")
+    for place, reason in found.missing.items():
+        print(f"not measured: {place}: {reason}", file=sys.stderr)
+    return DONE_WITH_SKIPS if found.missing else DONE
 
 
 def predict(

@@ -189,6 +189,15 @@ def rle_boxes(rles: Sequence[Rle]) -> NDArray[np.float32]:
     return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
 
 
+def box_masks(boxes: NDArray[np.float32], size: tuple[int, int]) -> tuple[Rle, ...]:
+    """The pixels of (n, 4) boxes of an image of ``size``, corners rounded."""
+    if not len(boxes):
+        return ()
+    corners = np.rint(np.clip(boxes, 0, np.array(size[::-1] * 2))).astype(np.float64)
+    xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
+    return tuple(coco_mask.frPyObjects(xywh, *size))
+
+
 def rle_areas(rles: Sequence[Rle]) -> NDArray[np.int64]:
     """(N,) int64 pixels of COCO RLEs."""
     # pycocotools 2.0.11 keeps the number of masks in a uint8 and fails on more than 255.

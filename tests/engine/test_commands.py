@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import weakly
 from weakly.cli import DONE, DONE_WITH_SKIPS, FAILED, WRONG_USE, main
-from weakly.engine import demo as demonstration
 from weakly.engine.recipe import load_recipe
 from weakly.engine.splits import open_split
-from weakly.evaluation.records import read_records
 from weakly.foundation.pretraining.clip_measure import TagScores
 from weakly.foundation.pretraining.measure import PromptScores
 
@@ -93,30 +90,6 @@ def test_boxes_without_any_mask_train_and_are_not_scored(
 
     predictor = weakly.load(work / "run", device="cpu")
     assert predictor.vocabulary.names == ("Cat Head", "Cat Body")
-
-
-def test_demo_scores_both_students_beside_both_upper_bounds(
-    small_sam: Path, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(demonstration, "IMAGE_SIZE", 64)
-    small = {"width": 16, "heads": 2, "layers": 1, "ffn": 16, "queries": 25, "downsamples": 0}
-    monkeypatch.setattr(demonstration, "STUDENT", small)
-    whole = demonstration.demo
-    monkeypatch.setattr(
-        demonstration,
-        "demo",
-        lambda out, command: whole(out, train=6, val=3, epochs=1, segmenter=str(small_sam), command=command),
-    )
-    assert main(["demo", "--out", "demo"]) == DONE
-    records = read_records(work / "demo" / "metrics.json")
-    assert [(r.method, r.supervision) for r in records] == [
-        ("oracle", "box"), ("oracle", "point"), ("wps", "box"), ("wps", "point"),
-    ]  # fmt: skip
-    assert all(len(r.protocols or {}) == 4 and r.images == 3 and r.command == "weakly demo --out demo" for r in records)
-    printed = capsys.readouterr().out
-    assert "official_rowwise" in printed and "report.html" in printed
-    assert (work / "demo" / "report.html").is_file() and (work / "demo" / "point" / "report.html").is_file()
-    assert not np.isnan(records[0].protocols["dataset41"]["miou"])
 
 
 def test_training_a_sam_reports_its_figures(

@@ -87,6 +87,7 @@ class TestSemantic:
         scores = scored([(TRUTHS[0], PREDICTIONS[0])]).compute()
         record = Record(method="fma", data="d", split="val", **scores.record_fields())
         assert record.to_dict()["protocols"]["semantic"]["miou"] == scores.protocols["semantic"].miou
+        assert record.miou == scores.protocols["semantic"].miou, "the headline, under the name other methods have too"
 
     def test_what_does_not_fit_is_refused(self) -> None:
         with pytest.raises(UserError, match="No image was scored"):
@@ -182,3 +183,6 @@ def test_unknown_truth_is_not_scored() -> None:
     mapped = Dataset("d", "val", VOCABULARY, (DataRecord(samples[0], label_map_path=Path("0.png")), *bare[1:]))
     assert [s.image_id for s in with_known_truth(mapped)] == [0]
     assert len(with_known_truth(Dataset("d", "val", VOCABULARY, tuple(bare)))) == 3
+    masks = DataRecord(samples[2], truth=((A, [[0, 0, 2, 0, 2, 2]]),))
+    mixed = Dataset("d", "val", VOCABULARY, (mapped.records[0], bare[1], masks))
+    assert [s.image_id for s in with_known_truth(mixed)] == [0, 2], "masks state as much as a label map"

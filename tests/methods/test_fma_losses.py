@@ -12,7 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from weakly.methods.fma.cam import positives_of
-from weakly.methods.fma.losses import activation_loss, contrastive_loss, seed_tags
+from weakly.methods.fma.losses import (
+    activation_loss,
+    binary_loss,
+    contrastive_loss,
+    map_cross_entropy,
+    seed_tags,
+)
 from weakly.methods.fma.schedule import learning_rate
 
 
@@ -151,6 +157,48 @@ class TestActivation:
         (loss.foreground + loss.background).backward()
         assert (loss.foreground.item(), loss.background.item()) == (0, 0)
         assert (maps.grad == 0).all()
+
+
+class TestOtherLosses:
+    """The losses that Table 5 compares with."""
+
+    def test_bce_is_that_of_the_sigmoids(self):
+        generator = torch.Generator().manual_seed(0)
+        logits, tags = torch.randn(3, 4, generator=generator), torch.rand(3, 4, generator=generator) < 0.5
+        chance = logits.double().sigmoid().where(tags, 1 - logits.double().sigmoid())
+        assert binary_loss(logits, tags).item() == pytest.approx(-chance.log().mean().item(), abs=1e-6)
+
+    def test_saturated_logits_teach_bce_nothing_and_the_contrastive_loss_something(self):
+        """Section 4.3: why the paper does not use BCE."""
+        logits = torch.tensor([[24.0, 25.0, 23.0]], requires_grad=True)
+        tags = torch.tensor([[True, False, False]])
+        (bce,) = torch.autograd.grad(binary_loss(logits, tags), logits)
+        (mcl,) = torch.autograd.grad(contrastive_loss(logits, tags), logits)
+        assert bce[0, 0].abs() < 1e-9 < 0.1 < mcl[0, 0].abs()
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_cross_entropy_of_maps_pixel_by_pixel(self, seed):
+        maps, seeds, tags = random_case(seed)
+        losses = []
+        for m, (image, label) in zip(maps.double(), tags.nonzero().tolist(), strict=True):
+            large = functional.interpolate(m[None, None], seeds.shape[1:], mode="bilinear")[0, 0]
+            inside, known = seeds[image] == label + 1, seeds[image] != 255
+            chance = large.sigmoid().where(inside, 1 - large.sigmoid())
+            losses += (-chance.log())[known].tolist()
+        ours = sum(map_cross_entropy(maps, seeds, positives_of(tags))).item()
+        assert ours == pytest.approx(sum(losses) / max(1, len(losses)), abs=1e-5)
+
+    def test_the_small_maps_of_softmax_gradcam_all_score_a_half(self):
+        """Section 4.3: why the paper does not use cross-entropy on maps."""
+        maps, seeds, tags = random_case(1)
+        ours = sum(map_cross_entropy(1e-4 * maps, seeds, positives_of(tags))).item()
+        assert ours == pytest.approx(math.log(2), abs=1e-3)
+
+    def test_unknown_seeds_say_nothing(self):
+        maps = torch.ones(1, 4, 4, requires_grad=True)
+        loss = sum(map_cross_entropy(maps, torch.full((1, 8, 8), 255), positives_of(torch.tensor([[True]]))))
+        loss.backward()
+        assert loss == 0 and not maps.grad.any()
 
 
 class TestSeedTags:

@@ -18,7 +18,7 @@ from weakly.errors import UserError, WeaklyError
 from weakly.foundation.clip import Clip
 from weakly.methods.fma import prompts as module
 from weakly.methods.fma.cam import GradCam, positives_of
-from weakly.methods.fma.losses import activation_loss, contrastive_loss
+from weakly.methods.fma.losses import activation_loss, binary_loss, contrastive_loss, map_cross_entropy
 from weakly.methods.fma.model import PromptContext
 from weakly.methods.fma.prompts import (
     PromptFiles,
@@ -219,6 +219,8 @@ def test_losses_are_those_of_the_paper_on_what_is_stored(clip: Clip, views: View
     logits = clip.logit_scale * torch.nn.functional.normalize(stored, dim=-1) @ text[:3].T
     found = classification_loss(views, TAGS, clip.logit_scale)(text, images, numbers)
     assert torch.allclose(found, contrastive_loss(logits, TAGS[images]))
+    found = classification_loss(views, TAGS, clip.logit_scale, "bce")(text, images, numbers)
+    assert torch.allclose(found, binary_loss(logits, TAGS[images]))
 
     settings = SegmentationPromptSettings(classes_from="tags", foreground_weight=2.0, background_weight=3.0)
     inputs = torch.from_numpy(views.inputs[[4, 1], [0, 1]]).float()
@@ -228,6 +230,9 @@ def test_losses_are_those_of_the_paper_on_what_is_stored(clip: Clip, views: View
     maps = GradCam(clip, inputs, views.grid).maps(text, TAGS[images])
     parts = activation_loss(maps, torch.from_numpy(np.stack(cuts)), positives_of(TAGS[images]))
     found = segmentation_loss(views, TAGS, seeds, clip, settings)(text, images, numbers)
+    assert torch.allclose(found, 2 * parts.foreground + 3 * parts.background)
+    parts = map_cross_entropy(maps, torch.from_numpy(np.stack(cuts)), positives_of(TAGS[images]))
+    found = segmentation_loss(views, TAGS, seeds, clip, replace(settings, loss="ce"))(text, images, numbers)
     assert torch.allclose(found, 2 * parts.foreground + 3 * parts.background)
 
 

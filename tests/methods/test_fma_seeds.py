@@ -28,6 +28,7 @@ from weakly.methods.fma.model import manual_prompts
 from weakly.methods.fma.refine import by_crf, by_masks
 from weakly.methods.fma.seeds import Prompts, SeedMaker, seed_results, tag_matrix, tags_of
 from weakly.methods.fma.settings import ClipEsSettings, FmaSettings, RefineSettings, SeedSettings, SuperpixelSettings
+from weakly.methods.fma.superpixels import Superpixels, vote
 from weakly.methods.fma.targets import read_seed
 from weakly.segmentation import encode_masks
 from weakly.vocabulary import Vocabulary
@@ -72,6 +73,7 @@ FINISHES = [
     SeedSettings(spread="cam"),
     SeedSettings(spread="none", average="signed"),
     SeedSettings(finish="argmax"),
+    SeedSettings(finish="voting"),
     SeedSettings(finish="crf"),
     ClipEsSettings(),
 ]
@@ -193,8 +195,23 @@ def test_a_seed_map_belongs_to_image_tags_prompts_and_settings(
 
 
 def test_seeds_by_masks_without_a_store_are_a_mistake_of_the_program(clip: Clip, prompts: Prompts) -> None:
-    with pytest.raises(ValueError, match="need automatic masks"):
-        maker(clip, prompts, SeedSettings())
+    for finish in ("sams", "voting"):
+        with pytest.raises(ValueError, match="need automatic masks"):
+            maker(clip, prompts, SeedSettings(finish=finish))
+
+
+def test_voting_asks_masks_about_the_map_without_masks(
+    clip: Clip, prompts: Prompts, masks: MaskStore, dataset: Dataset
+) -> None:
+    stage = maker(clip, prompts, SeedSettings(finish="voting"), masks, superpixels=SuperpixelSettings(ratio=None))
+    plain = maker(clip, prompts, SeedSettings(finish="argmax"))
+    assert stage.identity != plain.identity
+    image, tags = read_image(dataset[3].path), dataset[3].tags.labels
+    before, after = plain.labels(image, tags), stage.labels(image, tags)
+    found = torch.from_numpy(masks.of(image).masks())
+    values = torch.from_numpy(np.searchsorted(tags, before.clip(max=C - 1)) + 1).where(torch.from_numpy(before != C), 0)
+    expected = vote(values, Superpixels(found, torch.zeros(len(found), dtype=torch.int64))).numpy()
+    assert np.array_equal(after, np.array([C, *tags])[expected])
 
 
 def test_an_unreadable_image_stops_building_and_is_background_in_results(

@@ -12,8 +12,9 @@ import pytest
 from weakly.engine.recipe import Recipe, load_recipe
 from weakly.engine.typed import build, to_plain
 from weakly.errors import UserError
+from weakly.foundation.mask_settings import AutomaticMaskSettings
+from weakly.methods.fma.presets import PRESETS
 from weakly.methods.fma.settings import (
-    PRESETS,
     FmaSettings,
     PromptSettings,
     RefineSettings,
@@ -117,6 +118,8 @@ def test_an_option_changes_one_key_of_a_section(recipe: Any, tmp_path: Path) -> 
         (lambda: PromptSettings(stop=1801), "stop is 1801; give 1 to iterations=1800"),
         (lambda: PromptSettings(batch_size=2, micro_batches=3), "no 3 parts"),
         (lambda: PromptSettings(momentum=1), "momentum is 1"),
+        (lambda: PromptSettings(loss="cal"), "loss is 'cal'; these know mcl and bce"),
+        (lambda: SegmentationPromptSettings(loss="mcl"), "loss is 'mcl'; these know cal and ce"),
         (lambda: SeedSettings(alpha=0), "alpha is 0"),
         (lambda: SeedSettings(threshold=1.5), "threshold is 1.5"),
         (lambda: SeedSettings(long_side=3), "long_side is 3"),
@@ -132,7 +135,18 @@ def test_impossible_values_are_refused(make: Any, match: str) -> None:
 
 def test_masks_are_asked_for_only_where_they_decide() -> None:
     crf = SeedSettings(finish="crf")
-    assert FmaSettings().seeds_need_masks
-    assert FmaSettings(fine=crf).seeds_need_masks, "the coarse seeds need them"
-    assert not FmaSettings(fine=crf, coarse=crf).seeds_need_masks
-    assert not FmaSettings(fine=crf, segmentation=None).seeds_need_masks
+    masks = AutomaticMaskSettings()
+    assert FmaSettings().seed_masks == (masks,)
+    assert FmaSettings(fine=crf).seed_masks == (masks,), "the coarse seeds need them"
+    assert FmaSettings(fine=SeedSettings(finish="voting"), coarse=crf).seed_masks == (masks,)
+    assert FmaSettings(fine=crf, coarse=crf).seed_masks == ()
+    assert FmaSettings(fine=crf, segmentation=None).seed_masks == ()
+
+
+def test_fine_seeds_may_have_masks_and_superpixels_of_their_own() -> None:
+    other, all_stay = AutomaticMaskSettings(min_region=0), SuperpixelSettings(ratio=None)
+    settings = FmaSettings(fine_masks=other, fine_superpixels=all_stay)
+    assert settings.seed_masks == (settings.masks, other)
+    assert (settings.for_fine.masks, settings.for_fine.superpixels) == (other, all_stay)
+    assert replace(settings, segmentation=None).seed_masks == (other,)
+    assert replace(settings, fine_masks=settings.masks).seed_masks == (settings.masks,)

@@ -30,6 +30,7 @@ from weakly.methods.fma.superpixels import (
     quasi_superpixels,
     refine,
     seed_map,
+    vote,
 )
 from weakly.segmentation import encode_masks
 
@@ -312,6 +313,43 @@ class TestSeedMap:
     def test_categories_that_do_not_fit_are_refused(self, categories):
         with pytest.raises(ValueError):
             seed_map(torch.rand(2, 3, 4), categories, NOTHING)
+
+
+class TestVote:
+    def row(self, *labels: int) -> Tensor:
+        return torch.tensor([labels])
+
+    def test_a_mask_takes_the_label_of_most_of_its_pixels(self):
+        labels = self.row(*[1] * 6, *[0] * 4, *[2] * 3, *[0] * 7)
+        chosen = Superpixels(rows_of((0, 10), (10, 14)), levels_of(2, 0))
+        assert vote(labels, chosen)[0].tolist() == [1] * 10 + [2] * 4 + [0] * 6
+
+    def test_pixels_of_a_class_outside_its_masks_go_and_of_a_class_without_masks_stay(self):
+        labels = self.row(*[1] * 6, *[2] * 2, *[0] * 6, 1, 2, *[0] * 4)
+        chosen = Superpixels(rows_of((0, 5), (6, 12)), levels_of(2, 2))
+        assert vote(labels, chosen)[0].tolist() == [1] * 5 + [0] + [2] * 2 + [0] * 7 + [2] + [0] * 4
+
+    def test_of_equal_counts_background_stays(self):
+        chosen = Superpixels(rows_of((0, 4)), levels_of(2))
+        assert vote(self.row(*[1] * 2, *[0] * 18), chosen)[0].tolist() == [1] * 2 + [0] * 18
+
+    def test_where_classes_meet_the_larger_share_stays_whatever_the_level(self):
+        labels = self.row(*[1] * 6, *[2] * 8, *[0] * 6)
+        chosen = Superpixels(rows_of((0, 10), (6, 14)), levels_of(2, 0))
+        assert vote(labels, chosen)[0].tolist() == [1] * 6 + [2] * 8 + [0] * 6
+
+    def test_without_masks_or_with_empty_ones_labels_stay(self):
+        labels = torch.randint(0, 3, (6, 8), generator=torch.Generator().manual_seed(0))
+        empty = Superpixels(torch.zeros(2, 6, 8, dtype=torch.bool), levels_of(2, 1))
+        for chosen in (NOTHING, empty):
+            assert torch.equal(vote(labels, chosen).long(), labels)
+
+    def test_no_class_appears_that_the_labels_do_not_have(self):
+        rng = np.random.default_rng(5)
+        chosen = Superpixels(torch.from_numpy(random_ellipses(rng, 30, (40, 50))), torch.from_numpy(np.arange(30) % 3))
+        labels = torch.from_numpy(rng.choice([0, 2, 5], (40, 50)))
+        found = vote(labels, chosen)
+        assert found.dtype == torch.uint8 and set(found.unique().tolist()) <= {0, 2, 5}
 
 
 class TestRefine:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from markupsafe import escape
 
 from weakly.evaluation.protocols import PROTOCOLS
+from weakly.evaluation.semantic import SEMANTIC_PROTOCOLS
 from weakly.report.charts import Curve
 from weakly.report.page import (
     MOST_GALLERY_ROWS,
@@ -92,7 +93,7 @@ def full_page():
 
 
 def test_every_protocol_of_the_evaluation_is_explained():
-    assert tuple(PROTOCOL_EXPLANATIONS) == PROTOCOLS
+    assert set(PROTOCOL_EXPLANATIONS) == {*PROTOCOLS, *SEMANTIC_PROTOCOLS}
 
 
 def test_the_page_shows_every_part_it_was_given():
@@ -102,9 +103,10 @@ def test_the_page_shows_every_part_it_was_given():
         "image 1", "skipped-image", "is truncated", "weakly fit r.yaml", "method: wps", "ab" * 32, "torch",
     ):  # fmt: skip
         assert expected in text
-    for protocol, explanation in PROTOCOL_EXPLANATIONS.items():
+    for protocol in PROTOCOLS:
         assert protocol in text
-        assert text.count(escape(explanation)) == 2  # on hover, and written out below the table
+        assert text.count(escape(PROTOCOL_EXPLANATIONS[protocol])) == 2  # on hover, and written out below the table
+    assert PROTOCOL_EXPLANATIONS["semantic"] not in text  # which nothing on this page was scored by
 
 
 def test_the_headline_names_protocol_split_and_images_and_the_share_of_the_upper_bound():
@@ -183,6 +185,21 @@ def test_figures_outside_protocols_get_columns_of_their_own():
     assert "56.7" in text
     assert '<th class="protocol"' in text
     assert 'title="One confusion' not in text  # no part maps, no part-map protocols
+
+
+def test_semantic_records_have_their_own_columns_and_the_final_one_is_the_headline():
+    figures = {"semantic": {"miou": 0.61, "macc": 0.7}, "dataset41": {"miou": 0.52, "macc": 0.7}}
+    final = {**record(method="fma", supervision="tags", row="final", protocols=figures), "miou": 0.61}
+    low = {name: {"miou": 0.33, "macc": 0.4} for name in figures}
+    seeds = {**final, "row": "seeds", "protocols": low, "miou": 0.33}
+    text = render_page(ReportPage("r", records=[final, seeds]))
+    card = text[text.index('class="headline"') : text.index("<table")]
+    assert card.count("mIoU") == 1 and "semantic mIoU" in card and "61.0" in card and "33.0" not in card
+    table = text[text.index("<table") : text.index("</table>")]
+    assert table.count('class="protocol"') == 2 and "pair_binary" not in table
+    assert table.count("61.0") == 1, "the flat mIoU is that of the headline protocol"
+    mixed = render_page(ReportPage("r", records=[final, record()]))
+    assert mixed[mixed.index("<table") : mixed.index("</table>")].count('class="protocol"') == 5
 
 
 def test_the_gallery_and_the_problem_list_are_bounded():

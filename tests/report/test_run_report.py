@@ -13,11 +13,23 @@ import pytest
 from PIL import Image
 
 from weakly.data.coco import read_coco
+from weakly.engine.panels import store_panels
 from weakly.engine.runs import Run
 from weakly.errors import UserError
 from weakly.evaluation.records import Record, write_records
 from weakly.labels import Boxes, Points
-from weakly.report.draw import draw_boxes, draw_label_map, draw_points, fit_panel, picture_uri, short_name
+from weakly.methods.base import Panel
+from weakly.report.draw import (
+    draw_boxes,
+    draw_heat,
+    draw_label_map,
+    draw_points,
+    draw_regions,
+    draw_stage,
+    fit_panel,
+    picture_uri,
+    short_name,
+)
 from weakly.report.gallery import Column, by_image, choose_cases, gallery_rows
 from weakly.report.run_report import build_demo_report, build_run_report
 from weakly.vocabulary import Category, Vocabulary
@@ -206,6 +218,40 @@ def test_pictures_are_scaled_and_drawn_in_the_colours_of_the_vocabulary():
     painted = draw_label_map(grey, label_map, vocabulary)
     assert (painted[80, 40] != 128).any()
     assert (painted[80, 280] == 128).all()  # background stays clear
+
+
+def test_heat_is_red_where_it_is_strong_and_regions_have_a_colour_each():
+    grey = np.full((50, 100, 3), 128, np.uint8)
+    heat = draw_heat(grey, np.array([[0, 255]], np.uint8))
+    assert heat.shape == (160, 320, 3)
+    red, _, blue = (heat[80, 300].astype(int) - heat[80, 20].astype(int)).tolist()
+    assert red > 0 > blue
+    numbers = np.zeros((50, 100), np.uint16)
+    numbers[:, 40:60], numbers[:, 60:] = 1, 300
+    painted = draw_regions(grey, numbers)
+    assert (painted[80, 60] == 128).all()  # no region
+    assert len({tuple(painted[80, x]) for x in (60, 160, 280)}) == 3
+    assert (draw_regions(grey, numbers * 0) == 128).all()
+    vocabulary = Vocabulary.from_names(["a", "b"])
+    for kind, values in (("heat", numbers.astype(np.uint8)), ("regions", numbers), ("labels", numbers % 3)):
+        assert draw_stage(grey, Panel("stage", kind, values), vocabulary).shape == (160, 320, 3)
+
+
+def test_stages_stand_between_the_image_and_the_final_result(tmp_path, world):
+    run = make_run(tmp_path / "run", world)
+    assert 'id="stages"' not in build_run_report(run.folder).read_text(encoding="utf-8")
+    heat = Panel("CAM of <Fish>", "heat", np.arange(12, dtype=np.uint8).reshape(3, 4))
+    store_panels(run, "val", {4: [heat], 0: [heat, Panel("seed", "labels", np.zeros((30, 40), np.uint8))]})
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file() and path.suffix != ".html"}
+    text = build_run_report(run.folder).read_text(encoding="utf-8")
+    section = text[text.index('id="stages"') : text.index('id="gallery"')]
+    titles = re.findall(r"<figcaption>([^<]+)</figcaption>", section)
+    cam = "CAM of &lt;Fish&gt;"
+    final = ["wps · box · 45.0 %", "truth", "image", cam, "seed", "wps · box · 5.0 %", "truth"]
+    assert titles == ["image", cam, *final]
+    assert all(path.read_bytes() == content for path, content in before.items())
+    (run.folder / "panels/val/00-0-heat.png").unlink()
+    assert 'id="stages"' not in build_run_report(run.folder).read_text(encoding="utf-8")
 
 
 def test_boxes_outside_the_image_and_crowded_names_do_not_fail():

@@ -10,11 +10,15 @@ import numpy as np
 
 from weakly.data.carparts import read_carparts
 from weakly.data.coco import BadPolygons, read_coco
+from weakly.data.coco_instances import coco_files, read_coco_instances
 from weakly.data.coco_tags import read_coco2014, read_coco_tags
 from weakly.data.dataset import Dataset
 from weakly.data.partimagenet import read_partimagenet
 from weakly.data.tags import read_class_folders, read_tag_csv
 from weakly.data.voc import read_voc
+from weakly.data.voc_instances import INSTANCE_SETS, read_voc_instances
+from weakly.data.voc_pairs import read_voc_pairs
+from weakly.data.yolo import find_config, read_yolo
 from weakly.errors import UserError
 
 
@@ -54,6 +58,18 @@ class Source:
             return self.folder() / default
         return path if self.root is None or path.is_absolute() else self.folder() / path
 
+    def coco_files(self) -> tuple[Path, Path]:
+        """Annotation file and image folder of COCO's layouts, each as stated or as found below the root."""
+        annotations, images = self.stated(self.annotations), self.stated(self.images)
+        if annotations is not None and images is not None:
+            return annotations, images
+        found = coco_files(self.folder(), self.split)
+        return annotations or found[0], images or found[1]
+
+    def stated(self, path: Path | None) -> Path | None:
+        """A stated path, relative to the root where there is one, or None."""
+        return None if path is None else self.below_root(path, "")
+
     def if_there(self, name: str) -> Path | None:
         """A file or folder below the root, or None where there is none."""
         path = self.folder() / name
@@ -80,6 +96,11 @@ READERS: dict[str, Callable[[Source], Dataset]] = {
     "coco2014": lambda s: read_coco2014(s.folder(), s.split),
     "voc": lambda s: read_voc(s.folder(), s.split, tags="pixels"),
     "voc-xml": lambda s: read_voc(s.folder(), s.split, tags="xml"),
+    "voc-detection": lambda s: read_voc_instances(s.folder(), s.split),
+    "voc-instances": lambda s: read_voc_instances(s.folder(), s.split, sets=INSTANCE_SETS),
+    "voc-pairs": lambda s: read_voc_pairs(s.folder(), s.split, images=s.stated(s.images)),
+    "coco-instances": lambda s: read_coco_instances(*s.coco_files(), split=s.split),
+    "yolo": lambda s: read_yolo(s.stated(s.annotations) or find_config(s.folder()), s.split, images=s.stated(s.images)),
     "tags": lambda s: read_tag_csv(
         s.below_root(s.annotations, f"{s.split}.csv"),
         s.below_root(s.images, "images"),
@@ -113,14 +134,17 @@ def open_dataset(
     Args:
         kind: boxes and part masks: ``"partimagenet"``, ``"menagerie"``, ``"carparts"`` or ``"coco"``; image tags:
             ``"voc"`` (from the pixels of its label maps), ``"voc-xml"`` (from its XML), ``"coco2014"``,
-            ``"coco-tags"``, ``"tags"`` (a CSV) or ``"class-folders"``.
-        root: the dataset's folder; for ``"coco"`` and ``"coco-tags"`` optional if ``annotations`` and ``images`` are
-            given.
+            ``"coco-tags"``, ``"tags"`` (a CSV) or ``"class-folders"``; image tags, with the boxes and masks of objects
+            as truth: ``"voc-detection"``, ``"voc-instances"`` (the images with masks), ``"voc-pairs"`` (XML beside
+            the images), ``"coco-instances"`` or ``"yolo"``.
+        root: the dataset's folder; for ``"coco"``, ``"coco-tags"`` and ``"coco-instances"`` optional if
+            ``annotations`` and ``images`` are given.
         split: ``"train"``, ``"val"``, ``"test"`` ..., as the kind names them.
-        annotations: annotation file of kinds ``"coco"`` and ``"coco-tags"`` (default ``annotations/{split}.json``
-            below the root) and ``"tags"`` (``{split}.csv``).
-        images: image folder of the same kinds (default ``images/{split}`` below the root; for ``"tags"`` ``images``)
-            and of ``"class-folders"`` (``{split}``).
+        annotations: annotation file of kinds ``"coco"``, ``"coco-tags"`` and ``"coco-instances"`` (default
+            ``annotations/{split}.json`` below the root), ``"tags"`` (``{split}.csv``) and ``"yolo"`` (the YAML).
+        images: image folder of the same kinds (default ``images/{split}`` below the root; for ``"tags"`` ``images``;
+            for ``"yolo"`` as the YAML says), of ``"class-folders"`` (``{split}``) and of ``"voc-pairs"``
+            (``images``, with a folder for each split).
         limit: take so many records only.
         seed: with ``limit``: 0 takes the first records, any other seed a random draw of them, in the file's order.
         allow_ood: read PartImageNet's OOD split too.

@@ -23,10 +23,12 @@ from rich.table import Table
 from weakly.data.carparts import FOLDERS as CARPARTS_FOLDERS
 from weakly.data.catalog import open_dataset
 from weakly.data.check_files import image_problems, label_map_problems, size_file_problems
-from weakly.data.dataset import Dataset, Problem
+from weakly.data.check_objects import object_map_problems
+from weakly.data.dataset import Dataset, Problem, Record
 from weakly.data.images import SUFFIXES
 from weakly.data.partimagenet import is_ood
 from weakly.data.voc import other_splits
+from weakly.data.voc_instances import DETECTION_SETS, INSTANCE_SETS
 from weakly.labels import Sample
 
 COMPARED_LABEL_MAPS = 64
@@ -41,13 +43,15 @@ class CategoryCount:
         name: of the category.
         images: that show it.
         boxes: weak labels (clicks where there are no boxes, tags where there are neither).
-        masks: truth masks.
+        masks: truth masks; with object maps, the objects of images that have one.
+        objects: true objects, where the dataset states them apart from weak labels.
     """
 
     name: str
     images: int
     boxes: int
     masks: int
+    objects: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,8 @@ class CheckReport:
             "exit_code": self.exit_code,
             "counts": self.counts,
             "categories": [
-                {"name": c.name, "images": c.images, "boxes": c.boxes, "masks": c.masks} for c in self.categories
+                {"name": c.name, "images": c.images, "boxes": c.boxes, "masks": c.masks, "objects": c.objects}
+                for c in self.categories
             ],
             "problems": [
                 {
@@ -195,6 +200,7 @@ def check_dataset(
         record = dataset.records[position]
         found = list(image_problems(record, fast=fast))
         found += label_map_problems(dataset, position, fast=fast, compare=position in compared)
+        found += object_map_problems(dataset, position, fast=fast)
         if size_files is not None:
             found += size_file_problems(record, size_files)
         found += _crowded(dataset, position, queries)
@@ -221,7 +227,7 @@ def check_dataset(
 
 
 def content_hash(dataset: Dataset) -> str:
-    """SHA-256 (hex) of the annotation file's bytes and of every record's image name, file size and tags.
+    """SHA-256 (hex) of the annotation file's bytes and of every record's image name, file size, tags and true objects.
 
     It changes when labels or images do, but not when the folder moves: features computed for one hash fit no other.
     """
@@ -231,16 +237,24 @@ def content_hash(dataset: Dataset) -> str:
         with Path(annotations).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     entries = sorted(
-        (sample.path.name, str(sample.image_id), _file_size(sample.path), _tag_text(sample)) for sample in dataset
+        (r.sample.path.name, str(r.sample.image_id), _file_size(r.sample.path), _tag_text(r.sample), _object_text(r))
+        for r in dataset.records
     )
-    for name, image_id, size, tags in entries:
-        digest.update(f"{name}\0{image_id}\0{size}\0{tags}".encode())
+    for name, image_id, size, tags, objects in entries:
+        digest.update(f"{name}\0{image_id}\0{size}\0{tags}{objects}".encode())
     return digest.hexdigest()
 
 
 def _tag_text(sample: Sample) -> str:
     """The tags, which may come from files that the hash does not read; nothing where the dataset has none."""
     return "" if sample.tags is None else " ".join(map(str, sample.tags.labels.tolist())) + "\0"
+
+
+def _object_text(record: Record) -> str:
+    """The true objects of tagged images, which may come from files that the hash does not read."""
+    if record.sample.boxes is not None or not record.instances:
+        return ""
+    return repr([(i.label, i.box, i.difficult, i.crowd) for i in record.instances]) + "\0"
 
 
 def _file_size(path: Path) -> int:
@@ -271,18 +285,23 @@ def _split_problems(kind: str, root: Path, dataset: Dataset) -> Iterator[Problem
         message = f"The object classes of split {dataset.split!r} are disjoint from another split's: the OOD split."
         remedy = "Use PartImageNet_Seg, unless the OOD split is what you want."
         yield Problem("ood-split", "error", str(root), dataset.split, message, remedy)
-    yield from leaked_stems(dataset, _stems_elsewhere(kind, root, dataset.split))
+    yield from leaked_stems(dataset, _stems_elsewhere(kind, root, dataset))
 
 
-def _stems_elsewhere(kind: str, root: Path, split: str) -> dict[str, set[str]]:
+def _stems_elsewhere(kind: str, root: Path, dataset: Dataset) -> dict[str, set[str]]:
     """{other split: stems of its image files}, from the folders or image sets alone."""
+    split = dataset.split
     if kind in {"voc", "voc-xml"}:
         return other_splits(root, split)
+    if kind in {"voc-detection", "voc-instances"}:
+        return other_splits(root, split, DETECTION_SETS if kind == "voc-detection" else INSTANCE_SETS)
     if kind in {"coco2014", "tags", "class-folders"}:
         return {}  # their folders are no splits
     if kind == "carparts":
         own = CARPARTS_FOLDERS.get(split)
         folders = {name: root / name / "JPEGImages" for name in set(CARPARTS_FOLDERS.values()) - {own}}
+    elif kind in {"voc-pairs", "yolo"}:
+        folders = dataset.extra["elsewhere"]
     else:
         parent = root / "images"
         folders = {path.name: path for path in sorted(parent.iterdir())} if parent.is_dir() else {}
@@ -324,16 +343,25 @@ def _crowded(dataset: Dataset, position: int, queries: int) -> list[Problem]:
 def _category_counts(dataset: Dataset, parts: list[list[int]]) -> tuple[CategoryCount, ...]:
     boxes = Counter(label for labels in parts for label in labels)
     images = Counter(label for labels in parts for label in set(labels))
-    masks = Counter(label for record in dataset.records for label, _ in record.truth)
-    return tuple(CategoryCount(n, images[i], boxes[i], masks[i]) for i, n in enumerate(dataset.vocabulary.names))
+    masks = Counter(label for record in dataset.records for label in _masked_labels(record))
+    stated_apart = (record.instances or () for record in dataset.records if record.sample.boxes is None)
+    objects = Counter(instance.label for instances in stated_apart for instance in instances if not instance.crowd)
+    names = dataset.vocabulary.names
+    return tuple(CategoryCount(n, images[i], boxes[i], masks[i], objects[i]) for i, n in enumerate(names))
+
+
+def _masked_labels(record: Record) -> list[int]:
+    return [label for label, _ in record.truth] or [i.label for i in record.masked_instances if not i.crowd]
 
 
 def _category_table(report: CheckReport) -> Table:
     table = Table("category", title=f"{report.name} / {report.split}")
-    for heading in ("images", "boxes", "masks"):
+    has_objects = any(c.objects for c in report.categories)
+    for heading in ("images", "tags", "objects", "masks") if has_objects else ("images", "boxes", "masks"):
         table.add_column(heading, justify="right")
     for c in report.categories:
-        table.add_row(escape(c.name), str(c.images), str(c.boxes), str(c.masks))
+        numbers = (c.images, c.boxes, c.objects, c.masks) if has_objects else (c.images, c.boxes, c.masks)
+        table.add_row(escape(c.name), *map(str, numbers))
     return table
 
 

@@ -7,7 +7,7 @@ One bad record never stops the reader. Policy, after what the released part data
 * boxes are clipped to the image and dropped below one pixel; a mask without a box gives its extent;
 * an image without annotations stays, as a background-only sample (boxes of length 0);
 * an image that is missing, unidentifiable or declared twice is left out, and so is an annotation of an unknown image
-  or category, and crowd regions (``iscrowd``).
+  or category, and crowd regions (``iscrowd``; ``Record.instances`` has them, marked).
 
 Everything dropped or repaired is a :class:`~weakly.data.dataset.Problem`. Image files are looked for, not opened
 (unless the JSON does not state their size): opening them is :mod:`weakly.data.check`'s work.
@@ -18,13 +18,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from weakly.data.dataset import Dataset, Problem, Record
+from weakly.data.dataset import Dataset, Instance, Problem, Record
 from weakly.data.geometry import (
     Box,
     box_difference,
@@ -160,6 +160,7 @@ class _Entry:
     points: list[tuple[float, float]] = field(default_factory=list)
     point_labels: list[int] = field(default_factory=list)
     truth: list[tuple[int, Any]] = field(default_factory=list)
+    instances: list[Instance] = field(default_factory=list)
     seen: int = 0
 
 
@@ -298,6 +299,7 @@ def _annotations(
         elif row.get("iscrowd"):
             message = "A crowd region is not one instance; it is left out."
             reading.report("crowd-region", "warning", where, message, "Nothing to do.")
+            _crowd_region(row, where, entry, category_index[row["category_id"]], reading)
         elif reading.bad_polygons == "annotation" and _first_ring_is_bad(row.get("segmentation")):
             message = "The first polygon ring has fewer than 3 points; the annotation is left out, as asked."
             reading.report("degenerate-polygon", "warning", where, message, "Draw it again or remove it.")
@@ -319,6 +321,9 @@ def _annotation(row: Mapping[str, Any], where: str, entry: _Entry, label: int, r
         reading.no_mask.append((entry.image_id, label))
     point = _point(row, where, entry, reading)
     box = _box(row, where, entry, extent, reading, needed=point is None)
+    true_box = clip_box(extent, entry.size) if box is None and extent is not None else box
+    if true_box is not None:
+        entry.instances.append(Instance(label, true_box, mask))
     if box is not None:
         entry.boxes.append(box)
         entry.box_labels.append(label)
@@ -326,6 +331,15 @@ def _annotation(row: Mapping[str, Any], where: str, entry: _Entry, label: int, r
     if point is not None:
         entry.points.append(point)
         entry.point_labels.append(label)
+
+
+def _crowd_region(row: Mapping[str, Any], where: str, entry: _Entry, label: int, reading: _Reading) -> None:
+    """Keep a crowd region for evaluation, which passes over what is found there; its own defects do not matter."""
+    unheard = replace(reading, problems=[])
+    mask, extent = _mask(row, where, entry, unheard)
+    box = _box(row, where, entry, extent, unheard, needed=False)
+    if box is not None:
+        entry.instances.append(Instance(label, box, mask, difficult=True, crowd=True))
 
 
 def _mask(row: Mapping[str, Any], where: str, entry: _Entry, reading: _Reading) -> tuple[Any, Box | None]:
@@ -416,4 +430,4 @@ def _record(entry: _Entry, reading: _Reading) -> Record:
     boxes = Boxes(np.asarray(entry.boxes, np.float32), np.asarray(entry.box_labels, np.int64))
     points = Points(np.asarray(entry.points, np.float32), np.asarray(entry.point_labels, np.int64))
     sample = Sample(entry.image_id, entry.path, entry.size, boxes if reading.expects_boxes else None, points)
-    return Record(sample, tuple(entry.truth))
+    return Record(sample, tuple(entry.truth), instances=tuple(entry.instances) if reading.expects_boxes else None)

@@ -82,7 +82,7 @@ def read_coco_tags(
     problems = [problem for problem in dataset.problems if problem.check not in dropped]
     for record in records:
         problems += no_tag_problem(record.sample, annotations)
-    tagged = replace(dataset, records=tuple(records), vocabulary=_whole_things(dataset.vocabulary))
+    tagged = replace(dataset, records=tuple(records), vocabulary=whole_things(dataset.vocabulary))
     return _with_label_maps(tagged, problems, label_maps)
 
 
@@ -156,7 +156,7 @@ def _tagged(record: Record, regions: Crowds, unmasked: set[int], split: str) -> 
     )
 
 
-def _whole_things(vocabulary: Vocabulary) -> Vocabulary:
+def whole_things(vocabulary: Vocabulary) -> Vocabulary:
     """The categories without their super-categories, which are groups of classes and no wholes with parts."""
     return Vocabulary(tuple(Category(c.name, source_id=c.source_id) for c in vocabulary.categories))
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from weakly.data.geometry import Box
 from weakly.data.images import read_image
 from weakly.labels import Sample
-from weakly.segmentation import Segmentation, encode_masks, rle_boxes, rle_from_coco
+from weakly.segmentation import Rle, Segmentation, encode_masks, rle_areas, rle_boxes, rle_from_coco
 from weakly.vocabulary import Vocabulary
 
 
@@ -42,6 +43,54 @@ class Problem:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Instance:
+    """A true object as its annotation states it. Evaluation alone asks for it.
+
+    Attributes:
+        label: category index.
+        box: ``x0, y0, x1, y1`` in image pixels, x1 and y1 exclusive.
+        segmentation: its mask in any of COCO's forms, where the annotation has one.
+        number: its place among the objects of its annotation, from 1: its value in the object map.
+        difficult: it counts neither as found nor as missed.
+        crowd: it is a region of many objects, which counts as little.
+    """
+
+    label: int
+    box: Box
+    segmentation: Any = None
+    number: int = 0
+    difficult: bool = False
+    crowd: bool = False
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TruthInstances:
+    """The N true objects of one image.
+
+    Attributes:
+        boxes: (N, 4) float32 ``x0, y0, x1, y1`` in image pixels, as annotated: not the extents of the masks.
+        labels: (N,) int64 category indices.
+        difficult: (N,) bool: counts neither as found nor as missed; crowd regions are difficult too.
+        crowd: (N,) bool: a region of many objects.
+        rles: N masks at original size, empty where an object has none; None where no object of the image has one.
+    """
+
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    difficult: NDArray[np.bool_]
+    crowd: NDArray[np.bool_]
+    rles: tuple[Rle, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, keep: NDArray[np.bool_]) -> TruthInstances:
+        """The objects that an (N,) bool array marks."""
+        rles = None if self.rles is None else tuple(rle for rle, kept in zip(self.rles, keep, strict=True) if kept)
+        return TruthInstances(self.boxes[keep], self.labels[keep], self.difficult[keep], self.crowd[keep], rles)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Record:
     """A sample and the raw truth that belongs to it.
 
@@ -49,11 +98,20 @@ class Record:
         sample: image and weak labels.
         truth: per truth mask ``(category index, COCO segmentation)``; None where the annotation has no mask.
         label_map_path: palette or grey PNG of category *source* ids, where the dataset ships one.
+        instances: the true objects, boxes included; None where nobody says which there are.
+        object_map_path: palette or grey PNG with the masks of ``instances``: value o is the object of number o.
     """
 
     sample: Sample
     truth: tuple[tuple[int, Any], ...] = ()
     label_map_path: Path | None = None
+    instances: tuple[Instance, ...] | None = None
+    object_map_path: Path | None = None
+
+    @property
+    def masked_instances(self) -> tuple[Instance, ...]:
+        """The true objects and crowd regions that have a mask; with an object map, which is not opened, all of them."""
+        return tuple(i for i in self.instances or () if self.object_map_path or i.segmentation is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,31 +149,81 @@ class Dataset:
         return read_image(self[index].path)
 
     def has_truth(self) -> bool:
-        """Whether any image has true masks or a true label map."""
-        return any(record.truth or record.label_map_path for record in self.records)
+        """Whether any image has true masks or a true label map. Boxes alone are no masks: :meth:`has_instances`."""
+        stated = any(record.truth or record.label_map_path for record in self.records)
+        return stated or self.has_instances(masks=True)
 
     def truth(self, index: int) -> Segmentation:
-        """True masks of one image at original size; its ``label_map`` is the dataset's own PNG where there is one."""
+        """True masks of one image at original size; its ``label_map`` is the dataset's own PNG where there is one.
+
+        Where a record states no masks of its own they are those of its instances, crowd regions left out.
+        """
         record = self.records[index]
         size = record.sample.size
         rles = tuple(rle_from_coco(segmentation, size) for _, segmentation in record.truth)
+        labels = np.asarray([label for label, _ in record.truth], np.int64)
+        if not rles and record.masked_instances:
+            found = self.instances(index, masks=True)
+            found = found.select(~found.crowd)
+            rles, labels = found.rles or (), found.labels
         return Segmentation(
             size=size,
             rles=rles,
             boxes=rle_boxes(rles),
-            labels=np.asarray([label for label, _ in record.truth], np.int64),
+            labels=labels,
             scores=np.ones(len(rles), np.float32),
             provenance=tuple({"source": "truth"} for _ in rles),
-            label_map=self._label_map(record),
+            label_map=self.label_map(index),
         )
 
-    def _label_map(self, record: Record) -> NDArray[Any] | None:
-        if record.label_map_path is None:
+    def has_instances(self, *, masks: bool = False) -> bool:
+        """Whether any image has true objects; with ``masks``, objects with a mask. Crowd regions are none."""
+        found = (record.masked_instances if masks else record.instances or () for record in self.records)
+        return any(not instance.crowd for instances in found for instance in instances)
+
+    def instances(self, index: int, *, masks: bool = False) -> TruthInstances:
+        """True objects of one image; none where they are unknown too (see :meth:`with_instances`).
+
+        Args:
+            index: of the image.
+            masks: leave out objects without a mask, or with an empty one.
+
+        Raises:
+            UserError: the object map cannot be read.
+        """
+        record = self.records[index]
+        stated = record.instances or ()
+        crowd = np.array([i.crowd for i in stated], bool)
+        found = TruthInstances(
+            boxes=np.array([i.box for i in stated], np.float32).reshape(-1, 4),
+            labels=np.array([i.label for i in stated], np.int64),
+            difficult=np.array([i.difficult for i in stated], bool) | crowd,
+            crowd=crowd,
+            rles=_instance_rles(record),
+        )
+        if not masks:
+            return found
+        drawn = np.zeros(len(found), bool) if found.rles is None else rle_areas(found.rles) > 0
+        kept = found.select(drawn)
+        return replace(kept, rles=kept.rles or ())
+
+    def with_instances(self, *, masks: bool = False) -> Dataset:
+        """The images whose true objects are known, those that show none included; with ``masks``, their masks too.
+
+        What is found in an image whose truth is unknown would count as wrong.
+        """
+        known = (r.instances is not None and (not masks or not r.instances or r.masked_instances) for r in self.records)
+        return self.select([index for index, is_known in enumerate(known) if is_known])
+
+    def label_map(self, index: int) -> NDArray[Any] | None:
+        """(H, W) category per pixel, background C, void 255, of the dataset's own PNG; None where there is none."""
+        path = self.records[index].label_map_path
+        if path is None:
             return None
-        stored = read_image(record.label_map_path, mode="index")
+        stored = read_image(path, mode="index")
         lookup = np.full(max(256, int(stored.max()) + 1), 255, np.uint8)
-        for index in range(len(self.vocabulary)):
-            lookup[self.vocabulary.source_id(index)] = index
+        for category in range(len(self.vocabulary)):
+            lookup[self.vocabulary.source_id(category)] = category
         if self.label_map_background is not None:
             lookup[self.label_map_background] = self.vocabulary.background
         return lookup[stored]
@@ -125,4 +233,17 @@ class Dataset:
         return replace(self, records=tuple(self.records[i] for i in indices))
 
 
-__all__ = ["Dataset", "Problem", "Record", "encode_masks"]
+def _instance_rles(record: Record) -> tuple[Rle, ...] | None:
+    """One mask per true object, empty where it has none; None where no object has one."""
+    stated, size = record.instances or (), record.sample.size
+    if not record.masked_instances:
+        return None
+    if record.object_map_path is not None:
+        object_map = read_image(record.object_map_path, mode="index")
+        numbers = np.array([i.number for i in stated])
+        return encode_masks(object_map[None] == numbers[:, None, None])
+    (empty,) = encode_masks(np.zeros((1, *size), bool))
+    return tuple(empty if i.segmentation is None else rle_from_coco(i.segmentation, size) for i in stated)
+
+
+__all__ = ["Dataset", "Instance", "Problem", "Record", "TruthInstances", "encode_masks"]

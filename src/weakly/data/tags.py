@@ -170,18 +170,21 @@ def image_problem(path: Path, index: str, error: UserError) -> Problem:
     return Problem(check, "error", str(path), index, str(error), "Restore the file, or take the image off the list.")
 
 
-def label_map_problem(path: Path, size: tuple[int, int], index: str, severity: str) -> Problem | None:
+def label_map_problem(
+    path: Path, size: tuple[int, int], index: str, severity: str, *, what: str = "label map"
+) -> Problem | None:
     """What keeps a label map from being used, from its header: missing, unreadable or not of the image's size."""
-    remedy = "Restore the label map." + (" The image is used without truth." if severity == "warning" else "")
+    check = what.replace(" ", "-")
+    remedy = f"Restore the {what}." + (" The image is used without truth." if severity == "warning" else "")
     try:
         stored = image_size(path)
     except UserError as error:
-        check = "label-map-unreadable" if path.is_file() else "label-map-missing"
+        check += "-unreadable" if path.is_file() else "-missing"
         return Problem(check, severity, str(path), index, str(error), remedy)
     if stored == size:
         return None
-    message = f"The label map is {stored[0]} x {stored[1]} but the image is {size[0]} x {size[1]} (height x width)."
-    return Problem("label-map-size", severity, str(path), index, message, remedy)
+    message = f"The {what} is {stored[0]} x {stored[1]} but the image is {size[0]} x {size[1]} (height x width)."
+    return Problem(f"{check}-size", severity, str(path), index, message, remedy)
 
 
 def no_tag_problem(sample: Sample, file: Path) -> list[Problem]:

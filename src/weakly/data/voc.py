@@ -18,7 +18,7 @@ section 8.1). The split ``test`` has no tags, whatever lies in the folder.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,8 @@ VOID = 255
 """Value of label maps that belongs to no class."""
 
 _SETS = ("Segmentation", "SegmentationAug", "Main")
+"""Folders of image sets, in the order in which they are looked through."""
+
 _CLASS_FILE = re.compile(r"(.+)_(?:train|val|trainval|test)")
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -69,17 +71,10 @@ def read_voc(root: Path, split: str, *, tags: Literal["pixels", "xml"] = "pixels
     Raises:
         UserError: a folder or the image set is missing or not UTF-8.
     """
-    for folder in ("JPEGImages", "ImageSets"):
-        if not (root / folder).is_dir():
-            raise UserError(f"There is no folder {root / folder}; the data folder needs JPEGImages/ and ImageSets/.")
-    image_set = _image_set(root, split)
-    if image_set is None:
-        stems = {path.stem for path in (root / "ImageSets").glob("*/*.txt")}
-        known = sorted(stem for stem in stems if not _CLASS_FILE.fullmatch(stem))
-        raise UserError(f"There is no image set {split!r} in {root / 'ImageSets'}; choose one of {', '.join(known)}.")
-    vocabulary = _vocabulary(root)
+    image_set = image_set_file(root, split)
+    vocabulary = voc_vocabulary(root)
     source = None if split == HIDDEN_SPLIT else tags
-    entries, problems = _entries(root, image_set)
+    entries, problems = image_set_entries(root, image_set)
     tag_reader = {"pixels": _pixel_tags, "xml": _xml_tags, None: None}[source]
     # Main lists detection images, which have no label map; so does the test split of the published data.
     expects_maps = image_set.parent.name != "Main" and source is not None
@@ -90,25 +85,25 @@ def read_voc(root: Path, split: str, *, tags: Literal["pixels", "xml"] = "pixels
     return Dataset(name, split, vocabulary, records, (*problems, *found), 0, extra)
 
 
-def other_splits(root: Path, split: str) -> dict[str, set[str]]:
+def other_splits(root: Path, split: str, sets: Sequence[str] = _SETS) -> dict[str, set[str]]:
     """{image set that should share no image with this one: its stems}: training sets, ``val`` and ``test``.
 
-    ``trainval`` holds both by design and is compared with ``test`` alone.
+    ``trainval`` holds both by design and is compared with ``test`` alone. ``sets``: see :func:`image_set_file`.
     """
-    own = _image_set(root, split)
+    own = _image_set(root, split, sets)
     if own is None:
         return {}
     others = [other for other in ("train", "train_aug", "val", "test") if _disjoint(split, other)]
-    paths = {other: _image_set(root, other) for other in others}
+    paths = {other: _image_set(root, other, sets) for other in others}
     return {
-        other: {entry.stem for entry in _entries(root, path)[0]}
+        other: {entry.stem for entry in image_set_entries(root, path)[0]}
         for other, path in paths.items()
         if path is not None and (path.parent.name == "Main") == (own.parent.name == "Main")
     }
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class VocEntry:
     """One line of an image set.
 
     Attributes:
@@ -128,16 +123,33 @@ class _Entry:
     file: Path
 
 
-_TagReader = Callable[[_Entry, Vocabulary, list[Problem]], set[int]]
+_TagReader = Callable[[VocEntry, Vocabulary, list[Problem]], set[int]]
 """Category indices of an entry; lesser problems are appended. Raises UserError where there are no tags to read."""
 
 
-def _image_set(root: Path, split: str) -> Path | None:
+def image_set_file(root: Path, split: str, sets: Sequence[str] = _SETS) -> Path:
+    """The file of an image set, from the first of these folders that has it.
+
+    Raises:
+        UserError: a folder of the layout, or the image set, is missing.
+    """
+    for folder in ("JPEGImages", "ImageSets"):
+        if not (root / folder).is_dir():
+            raise UserError(f"There is no folder {root / folder}; the data folder needs JPEGImages/ and ImageSets/.")
+    image_set = _image_set(root, split, sets)
+    if image_set is None:
+        stems = {path.stem for path in (root / "ImageSets").glob("*/*.txt")}
+        known = sorted(stem for stem in stems if not _CLASS_FILE.fullmatch(stem))
+        raise UserError(f"There is no image set {split!r} in {root / 'ImageSets'}; choose one of {', '.join(known)}.")
+    return image_set
+
+
+def _image_set(root: Path, split: str, sets: Sequence[str]) -> Path | None:
     """The file of an image set, or None."""
     if Path(split).name != split:
         raise UserError(f"The split {split!r} is a path; name an image set such as 'train'.")
     names = {"trainaug": ("trainaug", "train_aug"), "train_aug": ("train_aug", "trainaug")}.get(split, (split,))
-    candidates = (root / "ImageSets" / folder / f"{name}.txt" for folder in _SETS for name in names)
+    candidates = (root / "ImageSets" / folder / f"{name}.txt" for folder in sets for name in names)
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -147,7 +159,7 @@ def _disjoint(split: str, other: str) -> bool:
     return ("train" if split.startswith("train") else split) != ("train" if other.startswith("train") else other)
 
 
-def _vocabulary(root: Path) -> Vocabulary:
+def voc_vocabulary(root: Path) -> Vocabulary:
     """``classes.txt``, else the classes that ImageSets/Main has lists of, else VOC's; alphabetical, as VOC's are."""
     if (root / "classes.txt").is_file():
         return numbered_vocabulary(read_class_list(root / "classes.txt"))
@@ -157,7 +169,7 @@ def _vocabulary(root: Path) -> Vocabulary:
     return numbered_vocabulary(VOC_NAMES if names <= set(VOC_NAMES) else sorted(names))
 
 
-def _entries(root: Path, image_set: Path) -> tuple[list[_Entry], list[Problem]]:
+def image_set_entries(root: Path, image_set: Path) -> tuple[list[VocEntry], list[Problem]]:
     """The usable lines of an image set."""
     try:
         lines = image_set.read_text(encoding="utf-8-sig").splitlines()
@@ -165,7 +177,7 @@ def _entries(root: Path, image_set: Path) -> tuple[list[_Entry], list[Problem]]:
         raise UserError(f"The image set {image_set} is not text in UTF-8 ({error}); restore it.") from error
     augmented = "Aug" in image_set.parent.name or "aug" in image_set.stem
     maps = "SegmentationClassAug" if augmented and (root / "SegmentationClassAug").is_dir() else "SegmentationClass"
-    entries: dict[str, _Entry] = {}
+    entries: dict[str, VocEntry] = {}
     problems: list[Problem] = []
 
     def report(check: str, severity: str, index: str, message: str, remedy: str) -> None:
@@ -192,7 +204,7 @@ def _entries(root: Path, image_set: Path) -> tuple[list[_Entry], list[Problem]]:
     return list(entries.values()), problems
 
 
-def _entry(root: Path, fields: list[str], maps: str, number: int, image_set: Path) -> _Entry:
+def _entry(root: Path, fields: list[str], maps: str, number: int, image_set: Path) -> VocEntry:
     """An entry of one or two fields: a stem, or the paths of image and label map.
 
     Raises:
@@ -207,10 +219,10 @@ def _entry(root: Path, fields: list[str], maps: str, number: int, image_set: Pat
         image = next((path for path in candidates if path.is_file()), candidates[0])
         label_map = confined(root / maps, f"{stem}.png")
     annotation = confined(root / "Annotations", f"{stem}.xml")
-    return _Entry(stem, f"line {number} ({stem})", image, label_map, annotation, image_set)
+    return VocEntry(stem, f"line {number} ({stem})", image, label_map, annotation, image_set)
 
 
-def _read(entry: _Entry, vocabulary: Vocabulary, tag_reader: _TagReader | None, *, expects_maps: bool) -> Read:
+def _read(entry: VocEntry, vocabulary: Vocabulary, tag_reader: _TagReader | None, *, expects_maps: bool) -> Read:
     try:
         size = image_size(entry.image)
     except UserError as error:
@@ -236,7 +248,7 @@ def _read(entry: _Entry, vocabulary: Vocabulary, tag_reader: _TagReader | None, 
     return record, [*problems, *no_tag_problem(sample, entry.file)]
 
 
-def _pixel_tags(entry: _Entry, vocabulary: Vocabulary, problems: list[Problem]) -> set[int]:
+def _pixel_tags(entry: VocEntry, vocabulary: Vocabulary, problems: list[Problem]) -> set[int]:
     """The classes that have a pixel in the label map."""
     values = set(np.unique(read_image(entry.label_map, mode="index")).tolist())
     strange = sorted(values - set(range(len(vocabulary) + 1)) - {VOID})
@@ -247,10 +259,10 @@ def _pixel_tags(entry: _Entry, vocabulary: Vocabulary, problems: list[Problem]) 
     return {value - 1 for value in values if 0 < value <= len(vocabulary)}
 
 
-def _xml_tags(entry: _Entry, vocabulary: Vocabulary, problems: list[Problem]) -> set[int]:
+def _xml_tags(entry: VocEntry, vocabulary: Vocabulary, problems: list[Problem]) -> set[int]:
     """The classes that an object of the XML has."""
     labels = set()
-    for number, element in enumerate(_xml(entry.annotation).iterfind("object")):
+    for number, element in enumerate(read_xml(entry.annotation).iterfind("object")):
         name = (element.findtext("name") or "").strip()
         if name in vocabulary.names:
             labels.add(vocabulary.index(name))
@@ -263,7 +275,7 @@ def _xml_tags(entry: _Entry, vocabulary: Vocabulary, problems: list[Problem]) ->
     return labels
 
 
-def _xml(path: Path) -> ET.Element:
+def read_xml(path: Path) -> ET.Element:
     """The root element of an annotation.
 
     Raises:

@@ -1,97 +1,85 @@
-"""The whole house in a few minutes: draw a small world, learn parts from boxes and from points, score both."""
+"""The whole house in a few minutes: draw a small world, train a method's students on it, score them.
+
+The recipes of a method's demo lie in the sub-folder ``demo/`` of its own folder, one run each; nothing else makes one.
+"""
 
 from __future__ import annotations
 
+import importlib.resources
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from weakly.engine.evaluate import evaluate
 from weakly.engine.fit import fit
 from weakly.engine.logs import console
-from weakly.engine.recipe import DataSettings, EvaluationSettings, FeatureSettings, Recipe, RenderSettings
+from weakly.engine.recipe import Override, Recipe, load_recipe
 from weakly.engine.runs import Run
-from weakly.engine.typed import build
 from weakly.errors import UserError
 from weakly.evaluation.records import Record, update_records
 from weakly.files import write_json
 from weakly.methods.base import find_method
-from weakly.methods.optimisation import Optimisation
-
-# Chosen so that two cores end within six minutes.
-TRAIN_IMAGES = 1200
-VAL_IMAGES = 100
-IMAGE_SIZE = 256
-KINDS = ("sedan", "van", "truck", "beetle", "sailboat", "schooner", "airliner", "propplane", "winebottle", "flask")
-"""A small world: four super-categories, whose 12 parts a student learns in minutes. The recipes use all 39 kinds."""
-WORLD_SEED = 7
-EPOCHS = 12
-STUDENT = {
-    "width": 128,
-    "heads": 4,
-    "layers": 3,
-    "ffn": 384,
-    "queries": 16,
-    "downsamples": 2,
-    "aux_weight": 1.0,
-    "eos_weight": 0.3,
-    "position": "tokens",
-}
-OPTIMISATION = {"lr": 8e-4, "weight_decay": 1e-4, "optimizer": "adamw", "warmup_steps": 100, "batch_size": 8}
-SUPERVISIONS = ("box", "point")
 
 
-def demo_recipe(
-    out: Path, supervision: str, *, train: int, val: int, epochs: int, segmenter: str = "bundled"
-) -> Recipe:
-    """The recipe of one of the two students; both share the world and its features."""
-    errors: list[str] = []
-    settings = {"segmenter": segmenter, "supervision": supervision, **STUDENT}
-    recipe = Recipe(
-        method="wps",
-        data=DataSettings(
-            kind="menagerie",
-            root=str(out / "world"),
-            render=RenderSettings(train=train, val=val, seed=WORLD_SEED, size=IMAGE_SIZE, kinds=KINDS),
-        ),
-        settings=build(find_method("wps").Settings, settings, "settings", errors),
-        optimisation=build(Optimisation, {**OPTIMISATION, "epochs": epochs}, "optimisation", errors),
-        features=FeatureSettings(root=str(out / "features")),
-        evaluation=EvaluationSettings(frame_side=IMAGE_SIZE),
-    )
-    if errors:
-        raise UserError(f"The demo's settings are wrong: {'; '.join(errors)}.")
-    return recipe
+@dataclass(frozen=True)
+class Demo:
+    """What :func:`demo` has made.
+
+    Attributes:
+        runs: the run folders, in the order of their names.
+        records: upper bounds and baselines, then stages, then final results; what several runs share comes once.
+    """
+
+    runs: tuple[Path, ...]
+    records: tuple[Record, ...]
 
 
-def demo(
-    out: Path,
-    *,
-    train: int = TRAIN_IMAGES,
-    val: int = VAL_IMAGES,
-    epochs: int = EPOCHS,
-    segmenter: str = "bundled",
-    command: str = "weakly demo",
-) -> list[Record]:
-    """Train and score a student from boxes and one from points, beside their upper bounds.
+def demo(out: Path, method: str = "wps", *, overrides: Sequence[Override] = (), command: str = "weakly demo") -> Demo:
+    """Train and score the students of a method's demo, beside their upper bounds and baselines.
 
     Args:
-        out: gets ``world/``, ``features/``, the runs ``box/`` and ``point/``, and ``metrics.json`` over both.
-        train: images drawn for training.
-        val: images drawn for scoring.
-        epochs: passes over the training images.
-        segmenter: the frozen segmenter.
+        out: gets ``world/``, ``features/``, a folder per run, named for its recipe, and ``metrics.json`` over all.
+        method: its name.
+        overrides: dotted recipe keys over every recipe of the demo.
         command: what the records state as their command.
 
-    Returns:
-        Records of oracle box, oracle point, WPS-box and WPS-point, in this order.
+    Raises:
+        UserError: the method has no demo.
     """
-    found: dict[tuple[str, str | None], Record] = {}
-    for supervision in SUPERVISIONS:
-        console.print(f"Learning parts from {supervision} labels alone")
-        recipe = demo_recipe(out, supervision, train=train, val=val, epochs=epochs, segmenter=segmenter)
-        run = fit(recipe, out / supervision)
+    recipes = demo_recipes(method, out, overrides)
+    found: dict[tuple[object, ...], Record] = {}
+    for name, recipe in recipes.items():
+        console.print(f"Run {name!r} of the demo of {method}")
+        run = fit(recipe, out / name)
         for record in evaluate(run.folder, command=command).records:
-            found.setdefault((record.method, record.supervision), record)
-    records = sorted(found.values(), key=lambda record: (record.method != "oracle", str(record.supervision)))
+            found.setdefault((record.method, record.supervision, record.row), record)
+    records = tuple(sorted(found.values(), key=lambda record: _rank(record, method)))
     update_records(Run(out).metrics, records)
-    write_json(out / "demo.json", {"command": command, "runs": list(SUPERVISIONS)})
-    return records
+    write_json(out / "demo.json", {"command": command, "method": method, "runs": list(recipes)})
+    return Demo(tuple(out / name for name in recipes), records)
+
+
+def demo_recipes(method: str, out: Path, overrides: Sequence[Override] = ()) -> dict[str, Recipe]:
+    """The recipes of a method's demo by name, in its order; world and features lie in ``out``.
+
+    Raises:
+        UserError: there is no such method, it has no demo, or an override is wrong.
+    """
+    files = {path.stem: path for path in sorted(_folder(method).glob("*.yaml"))}
+    if not files:
+        raise UserError(f"The method {method!r} has no demo; put a recipe into the folder demo/ of the method's own.")
+    places = [("data.root", json.dumps(str(out / "world"))), ("features.root", json.dumps(str(out / "features")))]
+    return {name: load_recipe(path, [*places, *overrides]) for name, path in files.items()}
+
+
+def _folder(method: str) -> Path:
+    """``demo/`` in the folder of a method, whether it is there or not."""
+    find_method(method)
+    return Path(str(importlib.resources.files(f"weakly.methods.{method}"))) / "demo"
+
+
+def _rank(record: Record, method: str) -> tuple[bool, bool, str]:
+    """Other methods first, then the stages of this one, its final results last; each in the order of its runs."""
+    own = record.method == method
+    return own, own and record.row == "final", str(record.supervision)

@@ -1,7 +1,8 @@
-"""Scoring: a run's student, any program's COCO results, and the method's upper bounds, on one split.
+"""Scoring: a run's student, any program's COCO results, and the method's upper bounds and stages, on one split.
 
-Every result goes through the same stream: predict, compare with the truth under all protocols, keep the masks as COCO
-results and one score per image for the report. Upper bounds are computed once per data and settings and then read.
+Every result goes through the same stream: predict, compare with the truth under the method's protocols, keep the masks
+as COCO results and one score per image for the report. Upper bounds are computed once per data and settings and then
+read.
 """
 
 from __future__ import annotations
@@ -14,21 +15,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from weakly.data.dataset import Dataset
 from weakly.data.images import read_image
 from weakly.engine.logs import ticking
+from weakly.engine.panels import spread_out, store_panels
 from weakly.engine.recipe import Override, Recipe, load_recipe
 from weakly.engine.runs import Run, lock, open_run, package_version, workspace
 from weakly.engine.splits import open_split
 from weakly.engine.typed import to_plain
 from weakly.errors import UserError
 from weakly.evaluation.coco_results import read_coco_results
-from weakly.evaluation.pairs import pair_binary
-from weakly.evaluation.protocols import Evaluator
 from weakly.evaluation.records import Record, update_records
+from weakly.evaluation.scoring import Scoring
 from weakly.files import write_json
 from weakly.labels import Sample
 from weakly.methods.base import ImageSource, Method, Score, Skipped, Workspace, find_method
@@ -50,7 +48,7 @@ class _Scored:
     Attributes:
         fields: of the record: figures, images, per-class scores.
         images: per image ``{"image_id", "file", "miou", "pairs"}``; ``miou`` is the mean IoU over the categories the
-            image truly shows, None where it shows none.
+            image truly shows (``pairs`` of them), None where it shows none.
         predictions: COCO results of all images.
         skipped: unreadable images; they were scored as empty predictions.
     """
@@ -89,10 +87,10 @@ def evaluate(
     recipe = load_recipe(run.recipe_file, overrides)
     split = split or recipe.evaluated_split()
     dataset = open_split(recipe.data, split)
-    if not dataset.has_truth():
-        raise UserError(
-            f"Split {split!r} of {recipe.data.root} has no true masks to score against; choose another one."
-        )
+    scoring = find_method(recipe.method).scoring_of(recipe.settings)
+    if not scoring.has_truth(dataset):
+        wanted = "true boxes" if scoring.name in ("boxes", "proposals") else "true masks"
+        raise UserError(f"Split {split!r} of {recipe.data.root} has no {wanted} to score against; choose another one.")
     if student is not None:
         recipe = replace(recipe, evaluation=replace(recipe.evaluation, student=student))  # type: ignore[arg-type]
     command = command or f"weakly evaluate {folder} --split {split}"
@@ -100,31 +98,86 @@ def evaluate(
         return _evaluate(run, recipe, dataset, results, name, command)
 
 
+def can_score(recipe: Recipe, split: str) -> bool:
+    """Whether a split has the truth that the results of a recipe are compared with."""
+    scoring = find_method(recipe.method).scoring_of(recipe.settings)
+    return scoring.has_truth(open_split(recipe.data, split))
+
+
 def _evaluate(
-    run: Run, recipe: Recipe, dataset: Dataset, results: Path | None, name: str | None, command: str
+    run: Run, recipe: Recipe, whole: Dataset, results: Path | None, name: str | None, command: str
 ) -> Evaluation:
     method = find_method(recipe.method)
     space = workspace(run, recipe)
+    dataset = method.scoring_of(recipe.settings).known(whole)
+    if len(dataset) < len(whole):
+        space.note(f"{len(whole) - len(dataset)} of {len(whole)} images have no known truth and are left out")
     common = _common_fields(recipe, dataset, command)
     if results is None:
         row, label = {"last": "final", "best": "best"}[recipe.evaluation.student], dataset.split
         common |= {"method": recipe.method, "preset": recipe.preset, "supervision": _supervision(recipe)}
+        named = method.final_row(recipe.settings)
+        row = named.get("row", row) if row == "final" else row
+        common |= named
         scored = _score_student(run, recipe, method, dataset, space)
     else:
         row, label = "final", f"{dataset.split}-{name or results.stem}"
         common |= {"method": name or results.stem, "segmenter": None}
-        scored = _score(dataset, iter(read_coco_results(results, dataset)), recipe, f"scoring {results.name}")
+        scored = _score(dataset, _read_results(results, whole, dataset), recipe, f"scoring {results.name}")
     _store(run, label, scored)
     records = [_record({**common, "row": row}, scored)]
     if recipe.evaluation.references:
-        for score in method.references(recipe.settings, dataset, space):
-            bound = _score_reference(score, recipe, dataset, space)
-            _store(run, f"{dataset.split}-{score.method}-{score.supervision}", bound)
-            known = {"method": score.method, "supervision": score.supervision, "row": "final", **_known(score.extra)}
-            records.append(_record({**common, "preset": None, **known}, bound))
+        references = method.references(recipe.settings, dataset, space)
+        records += [score_reference(run, recipe, dataset, score, command) for score in references]
+        if results is None:
+            _store_panels(run, method, recipe, dataset, space, scored)
     update_records(run.metrics, records)
     run.record_skipped(f"evaluate {label}", scored.skipped)
     return Evaluation(tuple(records), tuple(scored.skipped))
+
+
+def score_reference(
+    run: Run, recipe: Recipe, dataset: Dataset, score: Score, command: str, preset: str | None = None
+) -> Record:
+    """The record of an upper bound, a baseline or a stage; its masks and scores are kept with the run's.
+
+    Args:
+        run: whose folder is written to.
+        recipe: of the run.
+        dataset: images with known truth.
+        score: what is scored.
+        command: what the record states as its command.
+        preset: likewise.
+    """
+    bound = _reference(score, recipe, dataset, workspace(run, recipe))
+    known: dict[str, Any] = {
+        key: score.extra[key] for key in ("row", "setting", "segmenter", "published") if key in score.extra
+    }
+    named: dict[str, Any] = {"method": score.method, "supervision": score.supervision, "row": "final", **known}
+    _store(run, reference_label(dataset.split, score.method, score.supervision, named["row"]), bound)
+    return _record({**_common_fields(recipe, dataset, command), "preset": preset, **named}, bound)
+
+
+def reference_label(split: str, method: str, supervision: str, row: str) -> str:
+    """What the files of an upper bound or a stage are named for: ``"val-oracle-box"``, ``"val-fma-tags-seeds"``."""
+    label = f"{split}-{method}-{supervision}"
+    return label if row == "final" else f"{label}-{row}"
+
+
+def _read_results(path: Path, whole: Dataset, dataset: Dataset) -> Iterator[Segmentation]:
+    """Results for a whole split, of which some images alone are scored."""
+    found = {sample.image_id: result for sample, result in zip(whole, read_coco_results(path, whole), strict=True)}
+    return (found[sample.image_id] for sample in dataset)
+
+
+def _store_panels(
+    run: Run, method: Method, recipe: Recipe, dataset: Dataset, space: Workspace, scored: _Scored
+) -> None:
+    """Keep the method's stages on a few images, from the best scored to the worst; nothing where it has none."""
+    chosen = spread_out([row["miou"] for row in scored.images])
+    panels = method.panels(recipe.settings, dataset, space, chosen)
+    if any(panels):
+        store_panels(run, dataset.split, {dataset[i].image_id: p for i, p in zip(chosen, panels, strict=True)})
 
 
 def _score_student(run: Run, recipe: Recipe, method: Method, dataset: Dataset, space: Workspace) -> _Scored:
@@ -143,39 +196,56 @@ def _source(sample: Sample) -> ImageSource:
     return ImageSource(sample.image_id, sample.path, lambda: read_image(sample.path))
 
 
-def _score_reference(score: Score, recipe: Recipe, dataset: Dataset, space: Workspace) -> _Scored:
+def _reference(score: Score, recipe: Recipe, dataset: Dataset, space: Workspace) -> _Scored:
     """An upper bound, from its file where the same frozen model met the same data before."""
     path = space.features / "references" / f"{score.method}-{score.supervision}-{_key(score, recipe, dataset)}.json"
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
         return _Scored(stored["fields"], stored["images"], stored["predictions"], [])
-    scored = _score(dataset, score.results(), recipe, f"scoring {score.method} {score.supervision} on {dataset.split}")
+    title = f"scoring {score.method} {score.supervision} on {dataset.split}"
+    scored = _score(dataset, score.results(), recipe, title, score.scoring)
     write_json(path, {k: getattr(scored, k) for k in ("fields", "images", "predictions")}, indent=None)
     return scored
 
 
 def _key(score: Score, recipe: Recipe, dataset: Dataset) -> str:
-    """SHA-256 over everything an upper bound depends on: frozen model, version, images (size and time) and labels."""
+    """SHA-256 over everything an upper bound depends on: frozen model, version, files (size and time) and labels."""
     digest = hashlib.sha256()
-    scoring = (recipe.evaluation.frame_side, to_plain(recipe.evaluation.official))
+    how = (score.scoring or find_method(recipe.method).scoring_of(recipe.settings)).name
+    scoring = (how, recipe.evaluation.frame_side, to_plain(recipe.evaluation.official), dataset.label_map_background)
     parts: list[Any] = [score.identity(), scoring, package_version()]
     digest.update(json.dumps([*parts, recipe.features.dtype, dataset.vocabulary.to_dict()], default=str).encode())
     for record in dataset.records:
         sample = record.sample
-        status = sample.path.stat() if sample.path.is_file() else None
-        stamp = (status.st_size, status.st_mtime_ns) if status else None
-        digest.update(repr((sample.image_id, str(sample.path), sample.size, stamp, record.truth)).encode())
-        for labels in (sample.boxes, sample.points):
-            if labels is not None:
-                digest.update(getattr(labels, "xyxy" if labels is sample.boxes else "xy").tobytes())
-                digest.update(labels.labels.tobytes())
+        paths = (sample.path, record.label_map_path, record.object_map_path)
+        files = [(str(path), _stamp(path)) for path in paths if path is not None]
+        objects = None if record.instances is None else [(i.label, i.box, i.difficult, i.crowd) for i in record.instances]
+        weak = ((sample.boxes, "xyxy"), (sample.points, "xy"), (sample.tags, "labels"))
+        labels = [
+            None if given is None else (getattr(given, places).tobytes(), given.labels.tobytes())
+            for given, places in weak
+        ]
+        digest.update(repr((sample.image_id, sample.size, record.truth, files, labels, objects)).encode())
     return digest.hexdigest()[:24]
 
 
-def _score(dataset: Dataset, results: Iterator[Segmentation | Skipped], recipe: Recipe, title: str) -> _Scored:
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Size and time of a file: another content has another stamp. None where there is no file."""
+    status = path.stat() if path.is_file() else None
+    return (status.st_size, status.st_mtime_ns) if status else None
+
+
+def _score(
+    dataset: Dataset,
+    results: Iterator[Segmentation | Skipped],
+    recipe: Recipe,
+    title: str,
+    scoring: Scoring | None = None,
+) -> _Scored:
     """Compare a stream of one result per image with the truth; memory: the COCO results and the evaluator's."""
-    evaluation = recipe.evaluation
-    evaluator = Evaluator(dataset.vocabulary, evaluation.frame_side, evaluation.official)
+    scoring = scoring or find_method(recipe.method).scoring_of(recipe.settings)
+    evaluation, vocabulary = recipe.evaluation, dataset.vocabulary
+    evaluator = scoring.evaluator(vocabulary, evaluation.frame_side, evaluation.official)
     images: list[dict[str, Any]] = []
     predictions: list[dict[str, Any]] = []
     skipped: list[Skipped] = []
@@ -185,27 +255,16 @@ def _score(dataset: Dataset, results: Iterator[Segmentation | Skipped], recipe: 
             if isinstance(result, Skipped):
                 skipped.append(result)
             prediction = Segmentation(sample.size) if isinstance(result, Skipped) else result
-            truth = dataset.truth(index)
+            truth = scoring.truth(dataset, index)
             evaluator.update(truth, prediction, index)
-            images.append(_image_score(sample, truth, prediction, dataset.vocabulary.background))
-            predictions += prediction.to_coco(sample.image_id, dataset.vocabulary)
+            iou = scoring.image_iou(truth, prediction, vocabulary.background)
+            miou = float(iou.mean()) if len(iou) else None
+            row = {"image_id": sample.image_id, "file": str(sample.path), "miou": miou, "pairs": len(iou)}
+            images.append(row)
+            predictions += prediction.to_coco(sample.image_id, vocabulary)
             tick()
     fields = {**evaluator.compute().record_fields(), "seconds": round(time.monotonic() - started, 3)}
     return _Scored(fields, images, predictions, skipped)
-
-
-def _image_score(sample: Sample, truth: Segmentation, prediction: Segmentation, background: int) -> dict[str, Any]:
-    pairs = pair_binary(_masks(truth, background), _masks(prediction, background))
-    miou = float(pairs.iou.mean()) if len(pairs.iou) else None
-    return {"image_id": sample.image_id, "file": str(sample.path), "miou": miou, "pairs": len(pairs.iou)}
-
-
-def _masks(segmentation: Segmentation, background: int) -> dict[int, NDArray[np.bool_]]:
-    """Mask per category; from the label map where there are no masks."""
-    if len(segmentation) or segmentation.label_map is None:
-        return segmentation.category_masks()
-    label_map = segmentation.label_map
-    return {int(label): label_map == label for label in np.unique(label_map) if label < background}
 
 
 def _store(run: Run, label: str, scored: _Scored) -> None:
@@ -239,8 +298,3 @@ def _supervision(recipe: Recipe) -> str:
 
 def _record(fields: dict[str, Any], scored: _Scored) -> Record:
     return Record(**fields, **scored.fields)
-
-
-def _known(extra: dict[str, Any]) -> dict[str, Any]:
-    """Keys of a score's extra information that records have."""
-    return {key: extra[key] for key in ("row", "setting", "segmenter", "published") if key in extra}

@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from weakly.engine.splits import open_split
 from weakly.engine.typed import to_plain
 from weakly.errors import UserError, WeaklyError
 from weakly.files import one_sentence_errors, write_folder
-from weakly.methods.base import Learner, Method, find_method
+from weakly.methods.base import Learner, Method, StageDone, Workspace, find_method
 
 _BESIDE_THE_POINT = (
     ".*does not have many workers.*",  # batches are gathered from memory: workers would only copy them
@@ -56,11 +56,36 @@ def fit(recipe: Recipe, folder: Path) -> Run:
     return run
 
 
+def fit_until(recipe: Recipe, folder: Path, stage: str) -> Run:
+    """Do the stages of ``recipe`` up to one of them, on both splits, and stop before training.
+
+    :func:`fit`, or this with a later stage, goes on from there.
+
+    Args:
+        recipe: the resolved recipe.
+        folder: the run folder; made if it is not there.
+        stage: one of the method's.
+
+    Raises:
+        UserError: the method has no such stage, or the data, the recipe or the folder cannot be used.
+    """
+    method = find_method(recipe.method)
+    if stage not in method.stages:
+        known = f"its stages are {', '.join(method.stages)}" if method.stages else "its stages cannot be run one by one"
+        raise UserError(f"The method {method.name} has no stage {stage!r}; {known}.")
+    run = Run(folder)
+    with claim(run, recipe):
+        torch.manual_seed(recipe.optimisation.seed)
+        _prepare(method, recipe, run, stage)
+    return run
+
+
 def train(recipe: Recipe, run: Run) -> None:
     """Prepare, train and save; the folder is held by the caller."""
     method = find_method(recipe.method)
     torch.manual_seed(recipe.optimisation.seed)
     data = _prepare(method, recipe, run)
+    torch.manual_seed(recipe.optimisation.seed)  # a resumed preparation draws fewer random numbers than a fresh one
     optimisation = recipe.optimisation
     steps = optimisation.epochs * math.ceil(data.train_size / optimisation.batch_size)
     learner = method.learner(recipe.settings, data.vocabulary, optimisation, steps)
@@ -192,9 +217,12 @@ class _Prepared:
     vocabulary: Any
 
 
-def _prepare(method: Method, recipe: Recipe, run: Run) -> _Prepared:
-    """Open both splits, check that they fit together, and compute everything frozen once."""
-    space = workspace(run, recipe)
+def _prepare(method: Method, recipe: Recipe, run: Run, until: str | None = None) -> _Prepared:
+    """Open both splits, check that they fit together, and compute everything frozen once.
+
+    With ``until``, no further than that stage; there are then no data.
+    """
+    space = replace(workspace(run, recipe), until=until)
     train_set = open_split(recipe.data, recipe.data.train)
     val_set = None if recipe.data.val is None else open_split(recipe.data, recipe.data.val)
     if len(train_set) == 0:
@@ -214,11 +242,20 @@ def _prepare(method: Method, recipe: Recipe, run: Run) -> _Prepared:
         vocabulary=train_set.vocabulary.to_dict(),
         data=_describe(train_set, val_set),
     )
-    train = method.prepare(recipe.settings, train_set, space)
-    val = None if val_set is None else method.prepare(recipe.settings, val_set, space)
+    train = _prepared(method, recipe, train_set, space)
+    val = None if val_set is None else _prepared(method, recipe, val_set, space)
+    if until is not None:
+        return _Prepared(train, val, len(train_set), train_set.vocabulary)
     run.record_skipped("train", [one for data in (train, val) for one in getattr(data, "skipped", ())])
     size = len(train) if isinstance(train, Sized) else len(train_set)
     return _Prepared(train, val, size, train_set.vocabulary)
+
+
+def _prepared(method: Method, recipe: Recipe, dataset: Dataset, space: Workspace) -> Any:
+    try:
+        return method.prepare(recipe.settings, dataset, space)
+    except StageDone:
+        return None
 
 
 def _describe(train_set: Dataset, val_set: Dataset | None) -> dict[str, Any]:

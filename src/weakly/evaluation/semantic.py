@@ -31,12 +31,26 @@ SEMANTIC_PROTOCOLS = ("semantic", "dataset41")
 
 
 def with_known_truth(dataset: Dataset) -> Dataset:
-    """The images whose truth is known: where a dataset has label maps, those that have one.
+    """The images whose truth is known: where a dataset has label maps, those that have one, or masks in its place.
 
-    An image without its label map would otherwise count as all background. Masks alone state everything they show.
+    An image without its label map would otherwise count as all background. In a dataset of masks alone every image
+    counts: they state everything they show.
     """
-    known = [i for i, record in enumerate(dataset.records) if record.label_map_path is not None]
-    return dataset.select(known) if known else dataset
+    records = dataset.records
+    if not any(record.label_map_path for record in records):
+        return dataset
+    return dataset.select([i for i, record in enumerate(records) if record.label_map_path or record.truth])
+
+
+def image_iou(truth: Segmentation, prediction: Segmentation, background: int) -> NDArray[np.float64]:
+    """(T,) IoU of the categories that one image truly shows, background left out; void pixels are not counted.
+
+    Raises:
+        ValueError: the sizes differ, or a label is outside 0..C.
+    """
+    confusion = ConfusionMatrix(background)
+    confusion.update(truth.to_label_map(background), prediction.to_label_map(background))
+    return confusion.iou()[:-1][confusion.true_pixels[:-1] > 0]
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,7 @@ class SemanticScores:
     """What a semantic evaluation found. Figures are fractions; NaN where nothing could be averaged.
 
     Attributes:
-        protocols: the figures by name.
+        protocols: the figures by name, headline first.
         per_class: rows of :meth:`ConfusionMatrix.per_class`, background last.
         images: images scored.
         null_images: images predicted as background alone.
@@ -58,10 +72,15 @@ class SemanticScores:
     details: Mapping[str, Any]
 
     def record_fields(self) -> dict[str, Any]:
-        """The fields of a :class:`~weakly.evaluation.records.Record` that these scores fill."""
+        """The fields of a :class:`~weakly.evaluation.records.Record` that these scores fill.
+
+        ``miou`` is that of the headline.
+        """
+        headline = next(iter(self.protocols.values()))
         return {
             "images": self.images,
             "protocols": {name: figures.to_dict() for name, figures in self.protocols.items()},
+            "miou": headline.to_dict().get("miou"),
             "per_class": self.per_class,
             "null_images": self.null_images,
             "details": dict(self.details),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning
 import numpy as np
@@ -22,6 +22,8 @@ from torch.utils.data import DataLoader
 
 from weakly.data.dataset import Dataset
 from weakly.errors import UserError
+from weakly.evaluation.scoring import PARTS, Scoring
+from weakly.methods.tables import Tables
 from weakly.segmentation import Segmentation
 from weakly.vocabulary import Vocabulary
 
@@ -70,6 +72,7 @@ class Workspace:
         feature_budget: bytes of features that may be held in memory.
         progress: told ``(title, done, total)`` by long computations; the last call has done = total.
         note: told measured facts worth a line, e.g. what storing features in fewer bits changed.
+        until: name of the stage after which :meth:`Method.prepare` stops; None: it does all of them.
     """
 
     run: Path
@@ -79,6 +82,20 @@ class Workspace:
     feature_budget: int = 4 << 30
     progress: Callable[[str, int, int], None] = quiet
     note: Callable[[str], None] = unsaid
+    until: str | None = None
+
+    def done(self, stage: str) -> None:
+        """What a method calls when everything of a stage is on disk.
+
+        Raises:
+            StageDone: the method was asked to go no further.
+        """
+        if stage == self.until:
+            raise StageDone(stage)
+
+
+class StageDone(Exception):  # noqa: N818 - no error: what was asked for is done
+    """The stage after which a method was asked to stop is on disk."""
 
 
 class Learner(lightning.LightningModule, ABC):
@@ -123,6 +140,8 @@ class Score:
         results: one segmentation per image of the dataset.
         identity: all that the results depend on besides the dataset, e.g. the fingerprint of the frozen model; runs
             with the same identity share them.
+        extra: fields of its record: ``row``, ``setting``, ``segmenter``, ``published``.
+        scoring: how it is compared with the truth; None: as the method's own results.
     """
 
     method: str
@@ -130,22 +149,52 @@ class Score:
     results: Callable[[], Iterator[Segmentation]]
     identity: Callable[[], str]
     extra: dict[str, Any] = field(default_factory=dict)
+    scoring: Scoring | None = None
+
+
+NO_CATEGORY = 65535
+"""Category of a box or a point of a panel that has none."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Panel:
+    """One stage of a method on one image, to be looked at; the report draws it over the image.
+
+    Attributes:
+        title: what is seen, e.g. ``"CAM of dog"``.
+        kind: ``"heat"``: (h, w) uint8 strengths, 255 the strongest. ``"labels"``: (h, w) uint8 or uint16 categories,
+            background = C, 255 void. ``"regions"``: (h, w) uint8 or uint16 numbers of regions, 0 where none is.
+            ``"boxes"``: (n, 5) uint16 rows x0, y0, x1, y1, category; ``"points"``: (n, 3) uint16 rows x, y, category,
+            both in image pixels and with :data:`NO_CATEGORY` for what has none; at least one row.
+        values: the stage, covering the whole image, maps at any resolution.
+    """
+
+    title: str
+    kind: Literal["heat", "labels", "regions", "boxes", "points"]
+    values: NDArray[np.uint8] | NDArray[np.uint16]
 
 
 class Method(ABC):
-    """A method as the engine sees it: six verbs around a typed ``Settings`` dataclass.
+    """A method as the engine sees it: six verbs around a typed ``Settings`` dataclass, and optional ones with defaults.
+
+    A sub-folder ``demo/`` of the method's folder holds the recipes of its ``weakly demo``, one run each.
 
     Attributes:
         name: folder name and value of ``method`` in recipes and records.
         Settings: frozen dataclass; its fields are the keys of a recipe's ``settings:`` section.
         supervisions: the weak labels it can learn from.
         presets: named sections of a recipe (``settings``, ``optimisation`` ...) that depart from the defaults.
+        scoring: how its results are compared with the truth.
+        stages: names of the steps of :meth:`prepare`, in order, each of which may be the last of a call; see
+            :meth:`Workspace.done`.
     """
 
     name: ClassVar[str]
     Settings: ClassVar[type[Any]]
     supervisions: ClassVar[tuple[str, ...]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    scoring: ClassVar[Scoring] = PARTS
+    stages: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def prepare(self, settings: Any, dataset: Dataset, workspace: Workspace) -> Any:
@@ -163,9 +212,31 @@ class Method(ABC):
     def load(self, folder: Path, workspace: Workspace) -> Predictor:
         """The predictor of a folder that :meth:`save` wrote."""
 
+    def scoring_of(self, settings: Any) -> Scoring:  # noqa: ARG002
+        """How the results of a run are compared with the truth, where that depends on its settings."""
+        return self.scoring
+
+    def final_row(self, settings: Any) -> dict[str, str]:  # noqa: ARG002
+        """Fields of the record of a run's student (``row``, ``method`` ...) that depart from the usual."""
+        return {}
+
     def references(self, settings: Any, dataset: Dataset, workspace: Workspace) -> list[Score]:  # noqa: ARG002
         """Upper bounds and baselines that come with every evaluation; none by default."""
         return []
+
+    def panels(
+        self,
+        settings: Any,  # noqa: ARG002
+        dataset: Dataset,  # noqa: ARG002
+        workspace: Workspace,  # noqa: ARG002
+        indices: Sequence[int],
+    ) -> list[list[Panel]]:
+        """The stages of a trained run on the images at ``indices`` of a dataset, in order; none by default."""
+        return [[] for _ in indices]
+
+    def tables(self, settings: Any) -> Tables:  # noqa: ARG002
+        """The paper's tables as changes of ``settings``, for ``weakly reproduce``; none by default."""
+        return Tables()
 
 
 def method_names() -> list[str]:

@@ -58,6 +58,11 @@ class Embedder:
                 coming = None if following is None else pool.submit(self._read, following)
                 yield self._embed(read)
 
+    def embedding(self, path: Path, image: NDArray[np.uint8]) -> Tensor:
+        """(1, C, h, w) float32 of an image that has been read, (H, W, 3) uint8 RGB, from the file ``path`` if any."""
+        key = None if self.store is None else self.store.keys([path])[0]
+        return self._embed([self._stored(path, key) or image]).embeddings
+
     def _read(self, sources: Sequence[ImageSource]) -> list[_Stored | NDArray[np.uint8] | Skipped]:
         keys = [None] * len(sources) if self.store is None else self.store.keys([source.path for source in sources])
         return [self._read_one(source, key) for source, key in zip(sources, keys, strict=True)]

@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from weakly.labels import Boxes, Points
+from weakly.methods.base import NO_CATEGORY, Panel
 from weakly.segmentation import overlay_label_map
 from weakly.vocabulary import Vocabulary
 
 PANEL_SIDE = 320
 """Longer side of a gallery picture in pixels."""
+
+OUTLINE = (255, 214, 10)
+"""Colour of boxes of no category."""
 
 Picture = NDArray[np.uint8]
 _Rect = tuple[float, float, float, float]
@@ -80,6 +84,46 @@ def draw_label_map(image: Picture, label_map: NDArray[Any], vocabulary: Vocabula
     return overlay_label_map(panel, scaled, vocabulary)
 
 
+def draw_heat(image: Picture, heat: NDArray[np.uint8], side: int = PANEL_SIDE) -> Picture:
+    """The scaled image under an (h, w) map of strengths 0..255, from blue (weak) to red (strong)."""
+    panel = fit_panel(image, side)
+    height, width = panel.shape[:2]
+    strengths = np.asarray(cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(strengths, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
+    return np.asarray((0.45 * panel + 0.55 * colours).round(), np.uint8)
+
+
+def draw_regions(image: Picture, regions: NDArray[Any], side: int = PANEL_SIDE) -> Picture:
+    """The scaled image under (h, w) numbers of regions, each in a colour of its own; where 0, it stays clear."""
+    count = int(regions.max(initial=0))
+    numbers = Vocabulary.from_names([str(number) for number in range(count)])
+    return draw_label_map(image, np.where(regions > 0, regions.astype(np.int64) - 1, count), numbers, side)
+
+
+def draw_outlines(image: Picture, boxes: NDArray[Any], side: int = PANEL_SIDE) -> Picture:
+    """The scaled image with (n, 4) boxes of no category outlined."""
+    canvas, draw, scale = _canvas(image, side)
+    for corners in (np.asarray(boxes, np.float32) * np.array([*scale, *scale], np.float32)).tolist():
+        draw.rectangle(corners, outline=OUTLINE)
+    return np.asarray(canvas)
+
+
+def draw_stage(image: Picture, stage: Panel, vocabulary: Vocabulary, side: int = PANEL_SIDE) -> Picture:
+    """The scaled image under one stage of a method."""
+    if stage.kind in ("boxes", "points"):
+        labels, places = stage.values[:, -1].astype(np.int64), stage.values[:, :-1].astype(np.float32)
+        named = labels != NO_CATEGORY
+        if stage.kind == "points":
+            return draw_points(image, Points(places[named], labels[named]), vocabulary, side)
+        plain = draw_outlines(image, places[~named], side)
+        return draw_boxes(plain, Boxes(places[named] * _factor(image, plain), labels[named]), vocabulary, side)
+    if stage.kind == "heat":
+        return draw_heat(image, np.asarray(stage.values, np.uint8), side)
+    if stage.kind == "regions":
+        return draw_regions(image, stage.values, side)
+    return draw_label_map(image, stage.values, vocabulary, side)
+
+
 def picture_uri(picture: Picture, side: int = PANEL_SIDE) -> str:
     """A (H, W, 3) uint8 picture as a JPEG data URI, no side longer than ``side`` pixels."""
     small = picture if max(picture.shape[:2]) <= side else fit_panel(picture, side)
@@ -100,6 +144,12 @@ def short_name(name: str, whole: str | None) -> str:
         rest = name[len(whole) :].strip(" -_:/")
         return rest or name
     return name
+
+
+def _factor(image: Picture, scaled: Picture) -> NDArray[np.float32]:
+    """(4,) what boxes of the image are multiplied by to be those of the scaled one."""
+    height, width = (new / old for new, old in zip(scaled.shape[:2], image.shape[:2], strict=True))
+    return np.array([width, height, width, height], np.float32)
 
 
 def _canvas(image: Picture, side: int) -> tuple[Image.Image, ImageDraw.ImageDraw, tuple[float, float]]:

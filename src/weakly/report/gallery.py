@@ -1,4 +1,4 @@
-"""The gallery: which images are shown, and the pictures of each: weak labels, upper bound, predictions, truth."""
+"""The gallery: which images are shown, and the pictures of each: weak labels, stages, upper bound, results, truth."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from weakly.data.dataset import Dataset
 from weakly.errors import UserError
+from weakly.methods.base import Panel
 from weakly.report.charts import percent
-from weakly.report.draw import draw_boxes, draw_label_map, draw_points, fit_panel
+from weakly.report.draw import draw_boxes, draw_label_map, draw_points, draw_stage, fit_panel
 from weakly.report.page import MOST_GALLERY_ROWS, GalleryRow
 from weakly.segmentation import Segmentation
 
@@ -78,15 +79,17 @@ def gallery_rows(
     columns: Sequence[Column],
     cases: Sequence[Case],
     supervisions: Sequence[str] = ("box",),
+    stages: Mapping[ImageId, Sequence[Panel]] | None = None,
 ) -> list[GalleryRow]:
-    """Pictures of the chosen cases: image, weak labels, one per column, truth where there is one.
+    """Pictures of the chosen cases: image, weak labels, stages, one per column, truth where there is one.
 
     Args:
         dataset: what the results were predicted on.
         columns: masks, left to right.
         cases: which images; those the dataset does not hold, or whose file cannot be read, are left out.
         supervisions: ``"box"`` draws the sample's boxes, ``"point"`` its points (box centres where it has none),
-            ``"point+box"`` both.
+            ``"point+box"`` both, ``"tags"`` names its tags in the caption.
+        stages: of a method, by image.
     """
     positions = {sample.image_id: i for i, sample in enumerate(dataset)}
     rows = []
@@ -94,14 +97,20 @@ def gallery_rows(
         if case.image_id not in positions:
             continue
         try:
-            rows.append(_gallery_row(dataset, positions[case.image_id], columns, case, supervisions))
+            of_image = (stages or {}).get(case.image_id, ())
+            rows.append(_gallery_row(dataset, positions[case.image_id], columns, case, supervisions, of_image))
         except UserError:  # the run has listed the file among its problems already
             continue
     return rows
 
 
 def _gallery_row(
-    dataset: Dataset, position: int, columns: Sequence[Column], case: Case, supervisions: Sequence[str]
+    dataset: Dataset,
+    position: int,
+    columns: Sequence[Column],
+    case: Case,
+    supervisions: Sequence[str],
+    stages: Sequence[Panel],
 ) -> GalleryRow:
     image = dataset.image(position)
     vocabulary = dataset.vocabulary
@@ -112,8 +121,10 @@ def _gallery_row(
     if dataset.has_truth():
         label_maps.append(("truth", dataset.truth(position).to_label_map(vocabulary.background)))
     panels = [("image", fit_panel(image)), *_weak_labels(dataset, position, image, supervisions)]
+    panels += [(stage.title, draw_stage(image, stage, vocabulary)) for stage in stages]
     panels += [(title, draw_label_map(image, label_map, vocabulary)) for title, label_map in label_maps]
-    seen = sorted({int(k) for _, label_map in label_maps for k in np.unique(label_map)})
+    drawn = [label_map for _, label_map in label_maps] + [stage.values for stage in stages if stage.kind == "labels"]
+    seen = sorted({int(k) for label_map in drawn for k in np.unique(label_map)})
     palette = vocabulary.palette()
     legend = [
         (vocabulary.names[k], (int(palette[k, 0]), int(palette[k, 1]), int(palette[k, 2])))
@@ -121,7 +132,7 @@ def _gallery_row(
         if k < len(vocabulary)
     ]
     return GalleryRow(
-        caption=f"image {case.image_id} · {dataset[position].path.name}",
+        caption=f"image {case.image_id} · {dataset[position].path.name}{_tags(dataset, position, supervisions)}",
         score=case.score,
         panels=panels,
         legend=legend,
@@ -140,6 +151,14 @@ def _weak_labels(
     if any("point" in supervision for supervision in supervisions) and points is not None:
         panels.append(("points", draw_points(image, points, vocabulary)))
     return panels
+
+
+def _tags(dataset: Dataset, position: int, supervisions: Sequence[str]) -> str:
+    """The image's tags for its caption, where they were learned from."""
+    tags = dataset[position].tags
+    if tags is None or "tags" not in supervisions:
+        return ""
+    return " · tags: " + (", ".join(dataset.vocabulary.names[label] for label in tags.labels.tolist()) or "none")
 
 
 def _label_map(results: Sequence[Mapping[str, Any]], dataset: Dataset, position: int) -> NDArray[Any]:

@@ -21,7 +21,6 @@ from weakly.report.charts import MISSING, SERIES_COLOURS, Curve, bar_chart, line
 from weakly.report.curves import group_curves
 from weakly.report.draw import picture_uri
 from weakly.report.scores import (
-    PROTOCOL_EXPLANATIONS,
     Headline,
     compare_classes,
     headlines,
@@ -107,6 +106,7 @@ class ReportPage:
         records: score records, see :mod:`weakly.report.scores`.
         curves: training curves; see :func:`weakly.report.curves.group_curves` for how they share plots.
         gallery: at most :data:`MOST_GALLERY_ROWS` are shown.
+        stages: the same of images with what each stage of the method makes of them.
         problems: skipped images and dataset problems.
         repeat: how to repeat the run.
         headline: the numbers at the top; None takes them from the records.
@@ -119,6 +119,7 @@ class ReportPage:
     records: Sequence[Mapping[str, Any]] = ()
     curves: Sequence[Curve] = ()
     gallery: Sequence[GalleryRow] = ()
+    stages: Sequence[GalleryRow] = ()
     problems: Sequence[ProblemLine] = ()
     repeat: Repeat = field(default_factory=Repeat)
     headline: Sequence[Headline] | None = None
@@ -140,10 +141,10 @@ def render_page(page: ReportPage) -> str:
         headline=headlines(page.records) if page.headline is None else page.headline,
         columns=columns,
         rows=score_rows(page.records, columns),
-        protocols=PROTOCOL_EXPLANATIONS,
         panels=group_curves(page.curves),
         classes=classes,
         gallery=page.gallery[:MOST_GALLERY_ROWS],
+        stages=page.stages[:MOST_GALLERY_ROWS],
         problems=_by_kind(page.problems),
         most_problems=MOST_PROBLEMS_SHOWN,
     )  # fmt: skip

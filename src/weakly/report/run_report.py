@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from weakly.data.dataset import Dataset
+from weakly.engine.evaluate import reference_label
+from weakly.engine.panels import read_panels
 from weakly.engine.recipe import Recipe
 from weakly.engine.runs import Run
 from weakly.engine.splits import open_split, without_render
@@ -22,10 +24,11 @@ from weakly.errors import UserError
 from weakly.evaluation.records import read_records
 from weakly.report.charts import Curve
 from weakly.report.curves import read_curves
-from weakly.report.gallery import Column, ImageId, by_image, choose_cases, gallery_rows
+from weakly.report.gallery import Case, Column, ImageId, by_image, choose_cases, gallery_rows
 from weakly.report.page import GalleryRow, ProblemLine, Repeat, ReportPage, write_report
 from weakly.report.scores import (
     ScoreRecord,
+    is_result,
     is_upper_bound,
     last_measured,
     record_name,
@@ -107,6 +110,7 @@ def _page(title: str, subtitle: str, loaded: Sequence[_Loaded]) -> ReportPage:
         records=records,
         curves=_curves(loaded),
         gallery=_gallery(loaded, datasets),
+        stages=_stages(loaded, datasets),
         problems=[*_skipped(loaded), *problems],
         repeat=_repeat(loaded),
         vocabulary=_vocabulary(loaded),
@@ -231,12 +235,37 @@ def _gallery(loaded: Sequence[_Loaded], datasets: Mapping[str, Dataset]) -> list
     return gallery_rows(datasets[str(last["split"])], trimmed, cases, [s for s in supervisions[:1] if s] or ["box"])
 
 
+def _stages(loaded: Sequence[_Loaded], datasets: Mapping[str, Dataset]) -> list[GalleryRow]:
+    """The images whose stages the runs have kept, of the split that was scored last, with the final result."""
+    last = last_measured([record for each in loaded for record in each.records])
+    if last is None or last["split"] not in datasets:
+        return []
+    split = str(last["split"])
+    rows: list[GalleryRow] = []
+    for each in loaded:
+        try:
+            stages = read_panels(each.run, split)
+        except UserError:  # a picture was removed: the next evaluation makes it again
+            continue
+        results = [record for record in each.records if same_images(record, last) and is_result(record)]
+        final = [column for record in results if _is_own(each, record) for column in _column(each, record)][:1]
+        scores = final[0].scores if final else {}
+        cases = [Case(image_id, scores.get(image_id), "") for image_id in stages]
+        rows += gallery_rows(datasets[split], final, cases, ("tags",), stages)
+    return rows
+
+
+def _is_own(loaded: _Loaded, record: ScoreRecord) -> bool:
+    """Whether the record is of the run's method, not of a baseline or another program."""
+    return loaded.recipe is not None and record["method"] == loaded.recipe.method
+
+
 def _column(loaded: _Loaded, record: ScoreRecord) -> list[Column]:
     """The stored masks and per-image scores behind a record; nothing where they are gone."""
-    split, method = str(record["split"]), str(record["method"])
-    labels = [f"{split}-{method}-{record.get('supervision')}", f"{split}-{method}"]
-    if loaded.recipe is not None and method == loaded.recipe.method:
-        labels.append(split)
+    split, method, row = str(record["split"]), str(record["method"]), str(record.get("row") or "final")
+    labels = [reference_label(split, method, str(record.get("supervision")), row)]
+    if is_result(record):
+        labels = [*([split] if _is_own(loaded, record) else []), *labels, f"{split}-{method}"]
     for label in labels:
         masks, scores = loaded.run.predictions(label), loaded.run.image_scores(label)
         if masks.is_file() and scores.is_file():

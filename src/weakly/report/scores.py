@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from weakly.evaluation.protocols import PROTOCOLS
+from weakly.evaluation.semantic import SEMANTIC_PROTOCOLS
 from weakly.report.charts import MISSING, BarRow, percent
 from weakly.report.draw import short_name
 from weakly.vocabulary import Vocabulary
@@ -33,8 +35,16 @@ PROTOCOL_EXPLANATIONS: dict[str, str] = {
         "own, with 1 for rows where nothing is and nothing was predicted. An empty prediction can score above 70. For "
         "comparison with the published figures only."
     ),
+    "semantic": (
+        "As dataset41, with the mean over the categories that truly occur, the background included: a category that is "
+        "only falsely predicted costs the pixels it takes, no more. Images without a true label map and void pixels "
+        "are left out. The headline protocol of methods that give every pixel one label."
+    ),
 }
-"""What each protocol for part maps measures, headline first."""
+"""What each protocol measures: those of part maps, headline first, then that of semantic maps."""
+
+FINAL_ROWS = (None, "", "final", "best")
+"""Rows of records that are a method's result; others are stages on the way to it."""
 
 FIGURES = ("miou", "ap50", "ap", "corloc", "recall", "seen", "unseen", "harmonic")
 """Figures a record may carry outside ``protocols``."""
@@ -139,12 +149,24 @@ def is_upper_bound(record: ScoreRecord) -> bool:
     return record.get("method") in UPPER_BOUNDS
 
 
+def is_result(record: ScoreRecord) -> bool:
+    """Whether it is what a method came to, not a stage on the way."""
+    return record.get("row") in FINAL_ROWS
+
+
 def score_columns(records: Sequence[ScoreRecord]) -> list[ScoreColumn]:
-    """The four protocols (where any record has part maps, or there is no record yet), then what else was measured."""
-    named = [name for record in records for name in _protocols(record)]
-    names = list(dict.fromkeys([*PROTOCOL_EXPLANATIONS, *named])) if named or not records else []
+    """The protocols, then what else was measured.
+
+    All four for part maps, where any record has those or there is no record yet; those of semantic maps alone where
+    nothing else was measured.
+    """
+    named = dict.fromkeys(name for record in records for name in _protocols(record))
+    semantic = SEMANTIC_PROTOCOLS if "semantic" in named else ()
+    parts = PROTOCOLS if not records or (named and not named.keys() <= {*semantic}) else ()
+    names = dict.fromkeys([*semantic, *parts, *named])
     columns = [ScoreColumn(name, PROTOCOL_EXPLANATIONS.get(name, ""), ("miou", "macc")) for name in names]
-    flat = tuple(figure for figure in FIGURES if any(figure in record for record in records))
+    # The flat mIoU of a record with protocols is that of one of them.
+    flat = tuple(name for name in FIGURES if any(name in r and not (name == "miou" and _protocols(r)) for r in records))
     return [*columns, *([ScoreColumn("", "", flat)] if flat else [])]
 
 
@@ -154,7 +176,7 @@ def score_rows(records: Sequence[ScoreRecord], columns: Sequence[ScoreColumn]) -
 
 
 def headlines(records: Sequence[ScoreRecord]) -> list[Headline]:
-    """dataset41 and dataset40 of the last method measured, each beside its upper bound.
+    """The results of the last method measured, each beside its upper bound: semantic, or dataset41 and dataset40.
 
     Where that method was measured with several supervisions on the same images, each gets its own.
     """
@@ -162,10 +184,11 @@ def headlines(records: Sequence[ScoreRecord]) -> list[Headline]:
     if last is None:
         return []
     alike = [r for r in records if r.get("method") == last.get("method") and same_images(r, last)]
+    alike = [r for r in alike if is_result(r)] or alike
     return [
         headline
         for record in alike[-_MOST_HEADLINES:]
-        for protocol in ("dataset41", "dataset40")
+        for protocol in (("semantic",) if "semantic" in _protocols(record) else ("dataset41", "dataset40"))
         if (headline := _headline(record, protocol, upper_bound_of(record, records))) is not None
     ]
 
@@ -257,8 +280,9 @@ def _miou(record: ScoreRecord, protocol: str) -> float | None:
 
 
 def last_measured(records: Sequence[ScoreRecord]) -> ScoreRecord | None:
-    """The last record that is no upper bound: what the page is about."""
-    return next((record for record in reversed(records) if not is_upper_bound(record)), None)
+    """The last result of a method that is no upper bound, else the last stage: what the page is about."""
+    measured = [record for record in records if not is_upper_bound(record)]
+    return next(reversed([r for r in measured if is_result(r)] or measured), None)
 
 
 def same_images(a: ScoreRecord, b: ScoreRecord) -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,17 +10,22 @@ from typing import Any, ClassVar
 
 from weakly.data.dataset import Dataset
 from weakly.errors import UserError
-from weakly.methods.base import Learner, Method, Score, Workspace
+from weakly.evaluation.scoring import SEMANTIC, Scoring
+from weakly.methods.base import Learner, Method, Panel, Score, Workspace
 from weakly.methods.fma.learner import FmaLearner
 from weakly.methods.fma.masks import MaskStore
 from weakly.methods.fma.networks import build_network
 from weakly.methods.fma.pipeline import Pipeline, Stage, frozen_segmenter, image_keys
 from weakly.methods.fma.predictor import FmaPredictor, Refine, load_network, save_network
+from weakly.methods.fma.presets import PRESETS
 from weakly.methods.fma.refine import by_crf, by_masks
 from weakly.methods.fma.seeds import seed_results, tags_of
-from weakly.methods.fma.settings import PRESETS, FmaSettings, from_plain
+from weakly.methods.fma.settings import FmaSettings, from_plain
+from weakly.methods.fma.stages import stage_panels
+from weakly.methods.fma.tables import paper_tables
 from weakly.methods.fma.targets import FmaData
 from weakly.methods.optimisation import Optimisation
+from weakly.methods.tables import Tables
 from weakly.segmentation import Segmentation
 from weakly.vocabulary import Vocabulary
 
@@ -34,6 +37,7 @@ class FmaMethod(Method):
     Settings: ClassVar[type[Any]] = FmaSettings
     supervisions: ClassVar[tuple[str, ...]] = ("tags",)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    scoring: ClassVar[Scoring] = SEMANTIC
 
     def prepare(self, settings: FmaSettings, dataset: Dataset, workspace: Workspace) -> FmaData:
         """Masks, views, both prompt sets and the seed maps of a dataset, from its tags alone.
@@ -87,15 +91,30 @@ class FmaMethod(Method):
     def references(self, settings: FmaSettings, dataset: Dataset, workspace: Workspace) -> list[Score]:
         """Seeds against the truth: CLIP-ES's, and, once its prompts are trained, this run's own.
 
-        Seeds know the tags of the images they are scored on; the network does not. None for a split without tags.
+        Rows ``seeds`` are what a network is trained on, ``coarse-seeds`` those of the first prompt set, where there is
+        a second. Seeds know the tags of the images they are scored on; the network does not. None for a split without
+        tags.
         """
         if any(tags_of(sample) is None for sample in dataset):
             return []
         pipeline = Pipeline(settings, dataset.vocabulary, workspace)
-        scores = [_score(pipeline, dataset, "clip-es", {"row": "seeds", "segmenter": None})]
+        stages: list[Stage] = ["clip-es"]
         if pipeline.trained():
-            scores.append(_score(pipeline, dataset, "fine", {"row": "seeds"}))
-        return scores
+            stages += ["fine"] if settings.segmentation is None else ["coarse", "fine"]
+        return [_score(pipeline, dataset, stage) for stage in stages]
+
+    def panels(
+        self, settings: FmaSettings, dataset: Dataset, workspace: Workspace, indices: Sequence[int]
+    ) -> list[list[Panel]]:
+        """Activation map, affinity, quasi-superpixels and seeds of some images; see :mod:`weakly.methods.fma.stages`.
+
+        An image that cannot be read, or shows nothing according to its tags, has none.
+        """
+        return stage_panels(Pipeline(settings, dataset.vocabulary, workspace), dataset.select(indices))
+
+    def tables(self, settings: FmaSettings) -> Tables:
+        """Tables 1 to 6 of the paper; see :mod:`weakly.methods.fma.tables`."""
+        return paper_tables(settings)
 
 
 def refiner(settings: FmaSettings, workspace: Workspace) -> Refine | None:
@@ -107,13 +126,15 @@ def refiner(settings: FmaSettings, workspace: Workspace) -> Refine | None:
     return by_crf(settings.crf) if settings.refine.by == "crf" else None
 
 
-def _score(pipeline: Pipeline, dataset: Dataset, stage: Stage, extra: dict[str, Any]) -> Score:
+def _score(pipeline: Pipeline, dataset: Dataset, stage: Stage) -> Score:
+    baseline = stage == "clip-es"
+    extra: dict[str, Any] = {"row": "coarse-seeds" if stage == "coarse" else "seeds"}
     return Score(
-        method="fma" if stage == "fine" else stage,
+        method="clip-es" if baseline else "fma",
         supervision="tags",
         results=partial(_results, pipeline, dataset, stage),
-        identity=partial(_identity, pipeline, dataset, stage),
-        extra=extra,
+        identity=partial(_identity, pipeline, stage),
+        extra=extra | ({"segmenter": None} if baseline else {}),
     )
 
 
@@ -121,15 +142,12 @@ def _results(pipeline: Pipeline, dataset: Dataset, stage: Stage) -> Iterator[Seg
     maker = pipeline.maker(stage).without_void()
     keys = image_keys(pipeline.workspace.features, [sample.path for sample in dataset])
     tags = [labels for sample in dataset if (labels := tags_of(sample)) is not None]
-    method = "fma" if stage == "fine" else stage
+    method = "clip-es" if stage == "clip-es" else "fma"
     return seed_results(maker, dataset, pipeline.folder(stage), tags, keys, method)
 
 
-def _identity(pipeline: Pipeline, dataset: Dataset, stage: Stage) -> str:
-    """The maker, and the tags, which are no truth and so not part of how the engine knows a dataset."""
-    tags = [labels.tolist() for sample in dataset if (labels := tags_of(sample)) is not None]
-    maker = pipeline.maker(stage).without_void()
-    return f"{maker.identity}-{hashlib.sha256(json.dumps(tags).encode()).hexdigest()}"
+def _identity(pipeline: Pipeline, stage: Stage) -> str:
+    return pipeline.maker(stage).without_void().identity
 
 
 METHOD = FmaMethod()

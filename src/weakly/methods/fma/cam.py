@@ -4,7 +4,8 @@ Let F be the normalised input of CLIP's last vision block and f = tail(F) the im
 ``M = F w`` with w the mean over patches of ds/dF, s being the softmax score of the class. One offset d added to all
 patches of F makes w = J^T g / L, where J = df/dd and g = ds/df. F, f and J know nothing of the text and g has a closed
 form, so M is *linear* in g: a map costs one product with J^T, and its gradient one product with J, no second-order
-graph (spec fma-wsss section 3.3).
+graph (spec fma-wsss section 3.3). One forward pass through the block serves all classes, and because the offset is the
+same for all patches, the product with J^T needs little of a backward pass through the attention (:class:`_Tail`).
 
 Symbols: B images, G prompts (C foreground classes, then backgrounds), N positives (an image and a class present in
 it), P positives of the fullest image, L = h w patches, K width of the vision model, E width of the joint space.
@@ -14,11 +15,10 @@ Everything is float32, also under autocast.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from weakly.foundation.clip import Clip
@@ -74,9 +74,8 @@ class GradCam:
             self._normed = clip.last_norm(self._last_input).detach()
             images, _, width = self._normed.shape
             self._no_offset = self._normed.new_zeros(images, width)
-            passed = torch.func.vjp(self._embed, self._no_offset)
-            self.embeddings: Tensor = passed[0]
-            self._pull: Callable[[Tensor], tuple[Tensor]] = passed[1]
+            self._tail = _Tail(clip, self._last_input, self._normed)
+            self.embeddings = self._tail.embeddings
 
     def logits(self, text: Tensor) -> Tensor:
         """(B, G) logits of (G, E) text features of length 1, differentiable in the text."""
@@ -105,7 +104,7 @@ class GradCam:
 
     def project(self, gradients: Tensor) -> Tensor:
         """(B, P, E) gradients of scores to (B, P, L) maps: F J^T g / L."""
-        weights = torch.func.vmap(lambda g: self._pull(g)[0], 1, 1, chunk_size=CHUNK)(gradients)
+        weights = torch.cat([self._tail.pull(part) for part in gradients.split(CHUNK, 1)], 1)
         patches = self._normed[:, 1:]
         return weights @ patches.mT / patches.shape[1]
 
@@ -124,6 +123,108 @@ class GradCam:
         """(B, K) to (B, E): the product with J."""
         change: Tensor = torch.func.jvp(self._embed, (self._no_offset,), (offset,))[1]
         return change
+
+
+class _Tail:
+    """The last vision block and the projection after it, as :meth:`~weakly.foundation.clip.Clip.tail`, with J^T.
+
+    Attributes:
+        embeddings: (B, E).
+    """
+
+    @torch.no_grad()
+    def __init__(self, clip: Clip, last_input: Tensor, normed: Tensor) -> None:
+        vision = clip.model.vision_model
+        block = vision.encoder.layers[-1]
+        attention = self._attention = block.self_attn
+        self._mlp, self._projection = block.mlp, clip.model.visual_projection
+        self._query = self._by_head(attention.q_proj(normed[:, 1:]))  # nobody asks for what the class token sees
+        self._key, self._value = self._by_head(attention.k_proj(normed)), self._by_head(attention.v_proj(normed))
+        self._weights = (attention.scale * self._query @ self._key.mT).softmax(-1)
+        self._seen = self._weights @ self._value
+        hidden = last_input[:, 1:] + attention.out_proj(self._seen.transpose(1, 2).flatten(2))
+        self._norm2 = _Norm(block.layer_norm2, hidden)
+        inner = block.mlp.fc1(self._norm2.output)
+        activation = torch.func.vjp(block.mlp.activation_fn, inner)
+        (slope,) = activation[1](torch.ones_like(inner))
+        post = self._post_norm = _Norm(vision.post_layernorm, hidden + block.mlp.fc2(activation[0]))
+        self._slope: Tensor = slope * post.scale
+        self._unit_inner = post.unit @ block.mlp.fc2.weight
+        self.embeddings: Tensor = self._projection(post.output.mean(1)).float()
+
+    @torch.no_grad()
+    def pull(self, gradients: Tensor) -> Tensor:
+        """(B, P, E) to (B, P, K): products with J^T, the gradient of the offset that all patches have in common.
+
+        The mean over patches gives all of them the same gradient u of the last norm's output x. That of its input,
+        ``scale (u' - x (x u) / K)``, is a vector of the class and a multiple of x: so is its product with the weights
+        of the MLP, and that of x (``_unit_inner``) serves all classes.
+        """
+        post, mlp = self._post_norm, self._mlp
+        patches, width = post.unit.shape[1:]
+        scaled = gradients @ self._projection.weight / patches * post.weight
+        centred = (scaled - scaled.mean(-1, keepdim=True))[:, :, None]
+        along = -(scaled @ post.unit.mT / width)[..., None]
+        inner = torch.addcmul(centred @ mlp.fc2.weight, along, self._unit_inner[:, None]).mul_(self._slope[:, None])
+        change = torch.addcmul(centred, along, post.unit[:, None]).mul_(post.scale[:, None])
+        change += self._norm2.pull(inner @ mlp.fc1.weight)
+        return self._pull_attention(self._by_head((change @ self._attention.out_proj.weight).flatten(0, 1)))
+
+    def _pull_attention(self, change: Tensor) -> Tensor:
+        """(B P, H, L, d) gradients of what the heads see to (B, P, K).
+
+        With A the weights, q, k and v of a head, o = A v, and G the gradient of o, the gradient of the logits is
+        ``S_ij = A_ij (G_i v_j - G_i o_i)``. Only sums over patches are needed:
+
+        - ``sum_i S_ij = (A^T G)_j v_j - (A^T (G o))_j`` for the queries, one product with A instead of four;
+        - ``sum_{j > 0} S_ij = -S_i0`` for the keys, since S has rows of sum zero and the class token has no offset;
+        - ``sum_{j > 0} A_ij = 1 - A_i0`` for the values.
+        """
+        attention, weights = self._attention, self._weights
+        change = change.unflatten(0, (len(weights), -1)).transpose(1, 2)  # (B, H, P, L, d)
+        own = (change * self._seen[:, :, None]).sum(-1)  # G o
+        both = torch.cat([change, own[..., None]], -1)
+        count = both.shape[2]
+        back = weights.mT @ both.transpose(2, 3).flatten(3)  # (B, H, 1 + L, P (d + 1))
+        back = back.unflatten(3, (count, -1)).transpose(2, 3)
+        columns = (back[..., :-1] * self._value[:, :, None]).sum(-1) - back[..., -1]
+        to_class = weights[..., 0]
+        first = to_class[:, :, None] * ((change @ self._value[:, :, None, 0, :, None])[..., 0] - own)
+        parts = (
+            (columns @ self._key * attention.scale, attention.q_proj),
+            (-first @ self._query * attention.scale, attention.k_proj),
+            (((1 - to_class)[:, :, None, None] @ change)[..., 0, :], attention.v_proj),
+        )
+        query, key, value = (part.transpose(1, 2).flatten(2) @ layer.weight for part, layer in parts)
+        return query + key + value
+
+    def _by_head(self, states: Tensor) -> Tensor:
+        """(..., T, H d) to (..., H, T, d)."""
+        return states.unflatten(-1, (self._attention.num_heads, -1)).transpose(-3, -2)
+
+
+class _Norm:
+    """A layer norm of (B, L, K) and its gradient.
+
+    Attributes:
+        output: (B, L, K).
+        unit: (B, L, K), the output before weight and bias.
+        scale: (B, L, 1), one over the standard deviation.
+        weight: (K,).
+    """
+
+    def __init__(self, norm: nn.LayerNorm, states: Tensor) -> None:
+        variance, mean = torch.var_mean(states, -1, correction=0, keepdim=True)
+        self.weight: Tensor = norm.weight
+        self.scale = (variance + norm.eps).rsqrt()
+        self.unit = (states - mean) * self.scale
+        self.output: Tensor = norm(states)
+
+    def pull(self, gradients: Tensor) -> Tensor:
+        """(B, P, L, K) gradients of the output to those of the input."""
+        unit, scaled = self.unit[:, None], gradients * self.weight
+        along = (scaled * unit).mean(-1, keepdim=True)
+        return torch.addcmul(scaled - scaled.mean(-1, keepdim=True), along, unit, value=-1).mul_(self.scale[:, None])
 
 
 class _Project(torch.autograd.Function):

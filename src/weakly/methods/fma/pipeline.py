@@ -25,6 +25,7 @@ from weakly.data.images import read_image
 from weakly.errors import UserError
 from weakly.foundation.clip import Clip, load_clip
 from weakly.foundation.image_keys import ImageKeys
+from weakly.foundation.mask_settings import AutomaticMaskSettings
 from weakly.foundation.promptable import PromptableSegmenter
 from weakly.foundation.sam import load_segmenter
 from weakly.labels import Sample
@@ -92,6 +93,7 @@ class Pipeline:
 
     def __init__(self, settings: FmaSettings, vocabulary: Vocabulary, workspace: Workspace) -> None:
         self.settings, self.vocabulary, self.workspace = settings, vocabulary, workspace
+        self._masks: dict[AutomaticMaskSettings, MaskStore] = {}
         self.foreground = clip_names(vocabulary.names, settings.names)
         self.backgrounds = background_words(vocabulary.names, settings.backgrounds)
 
@@ -100,11 +102,12 @@ class Pipeline:
         """The frozen CLIP."""
         return frozen_clip(self.settings.clip, self.workspace.device)
 
-    @cached_property
-    def masks(self) -> MaskStore:
+    def masks(self, settings: AutomaticMaskSettings) -> MaskStore:
         """Automatic masks of the frozen segmenter."""
-        segmenter = frozen_segmenter(self.settings.segmenter, self.workspace.device)
-        return MaskStore(self.workspace.features, segmenter, self.settings.masks)
+        if settings not in self._masks:
+            segmenter = frozen_segmenter(self.settings.segmenter, self.workspace.device)
+            self._masks[settings] = MaskStore(self.workspace.features, segmenter, settings)
+        return self._masks[settings]
 
     def usable(self, dataset: Dataset) -> Usable:
         """The images to work on; where masks are needed they are made here.
@@ -124,8 +127,9 @@ class Pipeline:
             if tags is None
         }
         paths = [sample.path for sample, tags in zip(dataset, found, strict=True) if tags is not None]
-        if self.settings.seeds_need_masks:
-            report = self.masks.build(paths, self._progress(f"masks {dataset.split}"))
+        for number, masks in enumerate(self.settings.seed_masks):
+            title = f"masks {dataset.split}" if number == 0 else f"masks of fine seeds {dataset.split}"
+            report = self.masks(masks).build(paths, self._progress(title))
             counts = [count for count in report.counts if count is not None]
             if counts:
                 self.workspace.note(
@@ -133,7 +137,7 @@ class Pipeline:
                     f"image, {counts.count(0)} images without any"
                 )
             reasons |= report.skipped
-        else:
+        if not self.settings.seed_masks:
             reasons |= _unreadable(paths)
         keys = image_keys(self.workspace.features, [sample.path for sample in dataset])
         samples = tuple(
@@ -173,12 +177,15 @@ class Pipeline:
             UserError: its prompts are not trained yet.
         """
         if stage == "clip-es":
-            return self._maker(self._manual(), self.settings.clip_es)
+            return self._maker(self._manual(), self.settings.clip_es, self.settings)
         setting = self.settings
         if stage == "coarse" or setting.segmentation is None:
             prompts = self._learned(setting.classification, self._classification_files())
-            return self._maker(prompts, setting.coarse if stage == "coarse" else setting.fine)
-        return self._maker(self._learned(setting.segmentation, self._segmentation_files()), setting.fine)
+        else:
+            prompts = self._learned(setting.segmentation, self._segmentation_files())
+        if stage == "coarse":
+            return self._maker(prompts, setting.coarse, setting)
+        return self._maker(prompts, setting.fine, setting.for_fine)
 
     def folder(self, stage: Stage) -> Path:
         """Where the seed maps of a stage lie."""
@@ -196,7 +203,7 @@ class Pipeline:
         views = self._views(images, title)
         tags = tag_matrix(images.tags, len(self.vocabulary))
         if not first.context.is_file():
-            loss = classification_loss(views, tags, self.clip.logit_scale)
+            loss = classification_loss(views, tags, self.clip.logit_scale, setting.classification.loss)
             self._train_one(setting.classification, loss, views, first, data_digest(images.keys, tags))
         if setting.segmentation is not None and second is not None:
             seeds = self._build("coarse", images, title)
@@ -247,7 +254,8 @@ class Pipeline:
         setting = self.settings
         content: dict[str, Any] = {"first": self._classification_files().identity, "coarse": asdict(setting.coarse)}
         content |= {"epsilons": setting.epsilons, "superpixels": asdict(setting.superpixels)}
-        content |= {"masks": self.masks.identity} if setting.coarse.finish == "sams" else {"crf": asdict(setting.crf)}
+        by_masks = setting.coarse.by_masks
+        content |= {"masks": self.masks(setting.masks).identity} if by_masks else {"crf": asdict(setting.crf)}
         return self._files("segmentation", setting.segmentation or setting.classification, content)
 
     def _files(self, stage: str, setting: PromptSettings, more: dict[str, Any]) -> PromptFiles:
@@ -276,15 +284,9 @@ class Pipeline:
         identity = hashlib.sha256(json.dumps([names, templates]).encode()).hexdigest()
         return Prompts(manual_prompts(self.clip, names, templates), identity)
 
-    def _maker(self, prompts: Prompts, settings: SeedSettings) -> SeedMaker:
-        return SeedMaker(
-            self.clip,
-            prompts,
-            self.vocabulary,
-            settings,
-            self.settings,
-            self.masks if settings.finish == "sams" else None,
-        )
+    def _maker(self, prompts: Prompts, settings: SeedSettings, common: FmaSettings) -> SeedMaker:
+        masks = self.masks(common.masks) if settings.by_masks else None
+        return SeedMaker(self.clip, prompts, self.vocabulary, settings, common, masks)
 
     def _progress(self, title: str) -> Progress:
         return partial(self.workspace.progress, title)

@@ -30,10 +30,10 @@ from weakly.errors import UserError, WeaklyError
 from weakly.files import write_atomic
 from weakly.foundation.clip import Clip
 from weakly.methods.fma.cam import GradCam, cosine_logits, positives_of
-from weakly.methods.fma.losses import activation_loss, contrastive_loss, seed_tags
+from weakly.methods.fma.losses import activation_loss, binary_loss, contrastive_loss, map_cross_entropy, seed_tags
 from weakly.methods.fma.model import PromptContext
 from weakly.methods.fma.schedule import learning_rate
-from weakly.methods.fma.settings import PromptSettings, SegmentationPromptSettings
+from weakly.methods.fma.settings import PromptLoss, PromptSettings, SegmentationPromptSettings
 from weakly.methods.fma.views import Views, seed_view
 from weakly.methods.sampling import epoch_order
 
@@ -77,19 +77,21 @@ class PromptFiles:
         return self.context.with_suffix(".jsonl")
 
 
-def classification_loss(views: Views, tags: Tensor, scale: float) -> BatchLoss:
-    """The contrastive loss of stored image embeddings; only the first C prompts, the foreground's, count.
+def classification_loss(views: Views, tags: Tensor, scale: float, kind: PromptLoss = "mcl") -> BatchLoss:
+    """The loss of stored image embeddings; only the first C prompts, the foreground's, count.
 
     Args:
         views: n images.
         tags: (n, C) bool.
         scale: of CLIP's logits.
+        kind: ``mcl`` or ``bce``.
     """
+    loss_of = binary_loss if kind == "bce" else contrastive_loss
 
     def loss(text: Tensor, images: Tensor, numbers: Tensor) -> Tensor:
         embeddings = torch.from_numpy(views.embeddings[images.numpy(), numbers.numpy()]).to(text.device)
         logits = cosine_logits(embeddings, text[: tags.shape[1]], scale)
-        return contrastive_loss(logits, tags[images].to(text.device))
+        return loss_of(logits, tags[images].to(text.device))
 
     return loss
 
@@ -103,7 +105,7 @@ def segmentation_loss(
     *,
     eps: float = 0.0,
 ) -> BatchLoss:
-    """The activation loss of stored last-block inputs on the coarse seeds of the same views.
+    """The loss of maps, made from stored last-block inputs, on the coarse seeds of the same views.
 
     Memory: a batch of inputs, and the activations of one block for it.
 
@@ -112,12 +114,13 @@ def segmentation_loss(
         tags: (n, C) bool.
         seeds: n seed PNGs, of the sizes of their images.
         clip: the frozen model.
-        settings: weights, and whose maps are trained.
+        settings: which loss, its weights, and whose maps are trained.
         eps: of the softmax.
     """
     inputs = views.inputs
     if inputs is None:
         raise ValueError("segmentation prompts need views with inputs of the last block")
+    loss_of = map_cross_entropy if settings.loss == "ce" else activation_loss
 
     def loss(text: Tensor, images: Tensor, numbers: Tensor) -> Tensor:
         places = zip(images.tolist(), numbers.tolist(), strict=True)
@@ -129,7 +132,7 @@ def segmentation_loss(
             return text.new_zeros(())
         stored = torch.from_numpy(inputs[images.numpy(), numbers.numpy()]).to(text.device).float()
         maps = GradCam(clip, stored, views.grid).maps(text, present, eps=eps)
-        parts = activation_loss(maps, maps_of, positives_of(present))
+        parts = loss_of(maps, maps_of, positives_of(present))
         return settings.foreground_weight * parts.foreground + settings.background_weight * parts.background
 
     return loss

@@ -33,7 +33,7 @@ from weakly.methods.fma.augment import VOID
 from weakly.methods.fma.cam import GradCam
 from weakly.methods.fma.masks import MaskStore
 from weakly.methods.fma.settings import FmaSettings, SeedSettings
-from weakly.methods.fma.superpixels import quasi_superpixels, seed_map
+from weakly.methods.fma.superpixels import Superpixels, quasi_superpixels, seed_map, vote
 from weakly.methods.fma.targets import read_seed, write_seed
 from weakly.segmentation import Segmentation
 from weakly.vocabulary import Vocabulary
@@ -73,7 +73,7 @@ class SeedMaker:
         vocabulary: C categories.
         settings: of the stage.
         common: what all stages share: superpixels, CRF, epsilons.
-        masks: needed to finish by ``sams``.
+        masks: needed to finish by ``sams`` or ``voting``.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class SeedMaker:
         common: FmaSettings,
         masks: MaskStore | None = None,
     ) -> None:
-        if settings.finish == "sams" and masks is None:
-            raise ValueError("seeds that finish by sams need automatic masks")
+        if settings.by_masks and masks is None:
+            raise ValueError(f"seeds that finish by {settings.finish} need automatic masks")
         self.settings = settings
         self._clip, self._prompts, self._vocabulary, self._common = clip, prompts, vocabulary, common
-        self._masks = masks if settings.finish == "sams" else None
+        self._masks = masks if settings.by_masks else None
         self.identity = self._identity()
 
     @torch.no_grad()
@@ -107,8 +107,9 @@ class SeedMaker:
         if len(tags) == 0:
             return np.full(image.shape[:2], classes, np.uint8)
         maps = self.activations(image, tags)
-        masks = self._masks
-        values = self._by_scores(image, maps) if masks is None else self._by_masks(image, maps, masks, name)
+        values = self._by_masks(image, maps, name) if self.settings.finish == "sams" else self._by_scores(image, maps)
+        if self.settings.finish == "voting":
+            values = vote(torch.from_numpy(values).to(maps.device), self._superpixels(image, name)).cpu().numpy()
         lookup = np.full(256, VOID, np.uint8)
         lookup[0] = classes
         lookup[1 : len(tags) + 1] = tags
@@ -175,13 +176,20 @@ class SeedMaker:
         settled = replace(self.settings, confidence=0.0)
         return SeedMaker(self._clip, self._prompts, self._vocabulary, settled, self._common, self._masks)
 
-    def _by_masks(self, image: NDArray[np.uint8], maps: Tensor, masks: MaskStore, name: str) -> NDArray[np.uint8]:
-        """(H, W) uint8: 0 background, j the j-th map."""
-        setting, thinning = self.settings, self._common.superpixels
-        found = masks.of(image)
+    def _superpixels(self, image: NDArray[np.uint8], name: str) -> Superpixels:
+        """The thinned masks of an image, on CLIP's device."""
+        if self._masks is None:
+            raise ValueError("these seeds were made without automatic masks")
+        thinning = self._common.superpixels
+        found = self._masks.of(image)
         if len(found) == 0:
-            log.warning("%s has no automatic mask; its seed map is all background.", name)
-        pixels = quasi_superpixels(found, thinning.ratio, against=thinning.against, device=maps.device)
+            left = "all background" if self.settings.finish == "sams" else "as its activations say"
+            log.warning("%s has no automatic mask; its seed map is %s.", name, left)
+        return quasi_superpixels(found, thinning.ratio, against=thinning.against, device=self._clip.device)
+
+    def _by_masks(self, image: NDArray[np.uint8], maps: Tensor, name: str) -> NDArray[np.uint8]:
+        """(H, W) uint8: 0 background, j the j-th map."""
+        setting, pixels = self.settings, self._superpixels(image, name)
         values = seed_map(
             maps,
             range(len(maps)),

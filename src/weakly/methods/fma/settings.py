@@ -1,16 +1,12 @@
-"""The settings of FMA-WSSS, a section per stage, and the presets behind its numbers (spec fma-wsss, section 0).
-
-Nothing in the preset ``default``, nor in ``voc`` and ``coco``, was chosen by looking at true masks of this package's
-data; what the authors chose on true masks is in the presets ``official_*`` alone.
-"""
+"""The settings of FMA-WSSS, a section per stage; :mod:`~weakly.methods.fma.presets` has those behind its numbers."""
 
 from __future__ import annotations
 
 import dataclasses
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from weakly.errors import UserError
 from weakly.foundation.mask_settings import AutomaticMaskSettings
@@ -20,11 +16,12 @@ from weakly.methods.fma.augment import Augmentation
 from weakly.methods.fma.cam import SOFTMAX_PARITY_EPS
 from weakly.methods.fma.model import NamePosition
 from weakly.methods.fma.networks import DeepLabSettings, Mask2FormerSettings
-from weakly.methods.fma.predictor import PUBLISHED_SCALES, Inference
+from weakly.methods.fma.predictor import Inference
 from weakly.methods.fma.superpixels import OCCUPATION_RATIO, PUBLISHED_EPS, Against, Average, Uncovered
 
 Spread = Literal["score", "cam", "none"]
-Finish = Literal["sams", "crf", "argmax"]
+Finish = Literal["sams", "voting", "crf", "argmax"]
+PromptLoss = Literal["mcl", "bce", "cal", "ce"]
 Network = Literal["deeplab", "mask2former"]
 RefineBy = Literal["none", "sams", "crf"]
 
@@ -98,7 +95,10 @@ class PromptSettings:
         seed: of that start, a text or a number.
         named_backgrounds: background prompts have words; else they are contexts alone.
         order_seed: of the order of images and views.
+        loss: ``mcl``, the multi-label contrastive loss, or ``bce``, binary cross-entropy of the logits (Table 5).
     """
+
+    LOSSES: ClassVar[tuple[PromptLoss, ...]] = ("mcl", "bce")
 
     iterations: int = 1800
     stop: int | None = None
@@ -116,6 +116,7 @@ class PromptSettings:
     seed: str | int = "真"
     named_backgrounds: bool = True
     order_seed: int = 0
+    loss: PromptLoss = "mcl"
 
     def __post_init__(self) -> None:
         _at_least("prompts", self, 1, "iterations", "batch_size", "micro_batches", "length")
@@ -126,6 +127,8 @@ class PromptSettings:
             raise UserError(f"A batch of {self.batch_size} views has no {self.micro_batches} parts; lower one of them.")
         if not 0 <= self.momentum < 1:
             raise UserError(f"The prompts' momentum is {self.momentum}; give a number of at least 0 and below 1.")
+        if self.loss not in self.LOSSES:
+            raise UserError(f"The prompts' loss is {self.loss!r}; these know {' and '.join(self.LOSSES)}.")
 
     @property
     def updates(self) -> int:
@@ -141,7 +144,10 @@ class SegmentationPromptSettings(PromptSettings):
         classes_from: whose maps are trained: the classes that the ``crop`` of the seed shows, or those of the ``tags``.
         foreground_weight: of the loss inside the seed.
         background_weight: of the loss outside.
+        loss: ``cal``, the CAM activation loss, or ``ce``, pixel-wise cross-entropy of the maps' sigmoids (Table 5).
     """
+
+    LOSSES: ClassVar[tuple[PromptLoss, ...]] = ("cal", "ce")
 
     iterations: int = 17_000
     per_class: bool = True
@@ -149,6 +155,7 @@ class SegmentationPromptSettings(PromptSettings):
     std: float = 0.0125
     seed: str | int = "机"
     named_backgrounds: bool = False
+    loss: PromptLoss = "cal"
     classes_from: Literal["crop", "tags"] = "crop"
     foreground_weight: float = 1.0
     background_weight: float = 1.0
@@ -164,10 +171,11 @@ class SeedSettings:
         sinkhorn: times the attention is normalised.
         power: of the affinity.
         layers: last vision blocks whose attention is averaged.
-        finish: ``sams``: masks get classes; ``crf``: scores are sharpened; ``argmax``: scores as they are.
+        finish: ``sams``: masks get classes; ``voting``: masks get the label of most of their pixels in the map of
+            ``argmax``; ``crf``: scores are sharpened; ``argmax``: scores as they are.
         alpha: background exponent of ``sams``; larger means more foreground.
         average: over a mask, of the ``clamped`` (positive) or the ``signed`` activations.
-        background_power: p in the background score (1 - best class)^p of ``crf`` and ``argmax``.
+        background_power: p in the background score (1 - best class)^p of all but ``sams``.
         confidence: with ``crf``, less certain pixels are void in training; scored seeds never have void pixels.
         long_side: shrink larger images for CLIP; memory grows with its fourth power. null: never.
     """
@@ -195,6 +203,11 @@ class SeedSettings:
                 raise UserError(f"The seeds' {name} is {getattr(self, name)}; give a number above 0.")
         if self.long_side is not None and self.long_side < 32:
             raise UserError(f"The seeds' long_side is {self.long_side}; give 32 pixels or more, or null.")
+
+    @property
+    def by_masks(self) -> bool:
+        """Whether automatic masks decide."""
+        return self.finish in {"sams", "voting"}
 
 
 @dataclass(frozen=True)
@@ -255,6 +268,8 @@ class FmaSettings:
         backgrounds: words for what is no class; null: the published list without words of class names.
         masks: how automatic masks are made.
         superpixels: how they are thinned.
+        fine_masks: the masks of the fine seeds; null: ``masks``. Post-processing always has ``masks``.
+        fine_superpixels: how those are thinned; null: ``superpixels``.
         views: what prompts are trained on.
         classification: the first prompt set, trained on tags.
         segmentation: the second, trained on coarse seeds; null: there is none, and the first makes the fine seeds.
@@ -278,6 +293,8 @@ class FmaSettings:
     backgrounds: tuple[str, ...] | None = None
     masks: AutomaticMaskSettings = field(default_factory=AutomaticMaskSettings)
     superpixels: SuperpixelSettings = field(default_factory=SuperpixelSettings)
+    fine_masks: AutomaticMaskSettings | None = None
+    fine_superpixels: SuperpixelSettings | None = None
     views: ViewSettings = field(default_factory=ViewSettings)
     classification: PromptSettings = field(default_factory=PromptSettings)
     segmentation: SegmentationPromptSettings | None = field(default_factory=SegmentationPromptSettings)
@@ -311,9 +328,17 @@ class FmaSettings:
         return self.deeplab if self.network == "deeplab" else self.mask2former
 
     @property
-    def seeds_need_masks(self) -> bool:
-        """Whether any stage before the network asks for automatic masks."""
-        return self.fine.finish == "sams" or (self.segmentation is not None and self.coarse.finish == "sams")
+    def for_fine(self) -> FmaSettings:
+        """The same settings, with masks and superpixels as the fine seeds have them."""
+        masks, superpixels = self.fine_masks or self.masks, self.fine_superpixels or self.superpixels
+        return replace(self, masks=masks, superpixels=superpixels)
+
+    @property
+    def seed_masks(self) -> tuple[AutomaticMaskSettings, ...]:
+        """The distinct automatic masks that stages before the network ask for."""
+        coarse = [self.masks] if self.segmentation is not None and self.coarse.by_masks else []
+        fine = [self.for_fine.masks] if self.fine.by_masks else []
+        return tuple(dict.fromkeys([*coarse, *fine]))
 
 
 def from_plain(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -338,91 +363,3 @@ def _at_least(section: str, settings: Any, least: int, *names: str) -> None:
     for name in names:
         if getattr(settings, name) < least:
             raise UserError(f"{section}.{name} is {getattr(settings, name)}; give a number of at least {least}.")
-
-
-_DEEPLAB: dict[str, Any] = {
-    "network": "deeplab",
-    "deeplab": {"encoder": "tu-resnet101c.gluon_in1k", "encoder_weights": "imagenet"},
-    "inference": {"scales": list(PUBLISHED_SCALES), "flip": True},
-    "refine": {"by": "sams", "alpha": 3.0},  # the middle of the 2, 3 and 4 that the authors submitted to VOC's test
-}
-_DEEPLAB_SGD: dict[str, Any] = {
-    "optimizer": "sgd",
-    "lr": 0.01,
-    "momentum": 0.9,
-    "weight_decay": 5e-4,
-    "schedule": "poly",
-    "power": 0.9,
-    "lr_end": 1e-4,
-    "warmup_steps": 0,
-    "batch_size": 16,
-}
-_SWIN: dict[str, Any] = {
-    "network": "mask2former",
-    "mask2former": {"pretrained": "microsoft/swin-large-patch4-window12-384-in22k"},
-}
-_SWIN_ADAMW: dict[str, Any] = {
-    "optimizer": "adamw",
-    "lr": 1e-4,
-    "weight_decay": 0.05,
-    "schedule": "poly",
-    "power": 0.9,
-    "lr_end": 0.0,
-    "warmup_steps": 0,
-    "grad_clip": 0.01,
-    "batch_size": 4,
-}
-_VOC: dict[str, Any] = {"fine": {"spread": "cam", "threshold": 0.5}}
-_COCO: dict[str, Any] = {
-    "views": {"count": 4, "long": [318, 530]},
-    "classification": {"iterations": 20_500, "warmup": 1000, "micro_batches": 4},
-    "segmentation": {
-        "iterations": 75_000,
-        "warmup": 1000,
-        "micro_batches": 8,
-        "per_class": False,
-        "position": "append",
-        "named_backgrounds": True,
-        "std": 0.015,
-        "seed": "真",
-        "classes_from": "tags",
-    },
-    "coarse": {"spread": "cam", "threshold": 0.6, "alpha": 0.4},  # the middle of the 0.3, 0.4 and 0.5 that were tried
-    "fine": {"spread": "none", "alpha": 1.0},
-    "clip_es": {"threshold": 0.7},
-}
-
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "default": {},
-    # 40,000 steps on the 10,582 images of trainaug.
-    "voc": {"settings": {**_VOC, **_DEEPLAB}, "optimisation": {**_DEEPLAB_SGD, "epochs": 61}},
-    # 80,000 steps.
-    "voc_mask2former": {"settings": {**_VOC, **_SWIN}, "optimisation": {**_SWIN_ADAMW, "epochs": 31}},
-    # 160,000 steps on 82,081 images.
-    "coco": {"settings": {**_COCO, **_DEEPLAB}, "optimisation": {**_DEEPLAB_SGD, "epochs": 32}},
-    # 100,000 steps.
-    "coco_mask2former": {"settings": {**_COCO, **_SWIN}, "optimisation": {**_SWIN_ADAMW, "epochs": 5}},
-    # What was chosen by looking at true masks of training images, and the released code's epsilons.
-    "official_voc": {
-        "settings": {
-            **_VOC,
-            **_DEEPLAB,
-            "parity": True,
-            "fine": {**_VOC["fine"], "alpha": 0.7},
-            "refine": {"by": "sams", "alpha": 3.0, "uncovered": "background"},
-        },
-        "optimisation": {**_DEEPLAB_SGD, "epochs": 61},
-    },
-    "official_coco": {
-        "settings": {
-            **_COCO,
-            **_DEEPLAB,
-            "parity": True,
-            "classification": {**_COCO["classification"], "stop": 6150},
-            "segmentation": {**_COCO["segmentation"], "stop": 45_000},
-            "refine": {"by": "sams", "alpha": 3.0, "uncovered": "background"},
-        },
-        "optimisation": {**_DEEPLAB_SGD, "epochs": 32},
-    },
-}
-"""Sections of a recipe by preset; only what departs from the defaults. Models and data are the recipe's."""

@@ -196,6 +196,32 @@ def seed_map(
     return paint(background, masks, levels, values, classes.confidence)
 
 
+def vote(labels: Tensor, superpixels: Superpixels) -> Tensor:
+    """Masks by overlap with a label map (the ``Voting`` of Table 4; Chen et al., arXiv 2305.05803).
+
+    A mask takes the label that most of its pixels have; of equals the smaller label, so background first. A class is
+    the union of its masks, where two classes meet the one with the larger share of its mask stays. A class that wins no
+    mask keeps its pixels where no mask of another class is. Activations have no say, levels neither.
+
+    Args:
+        labels: (H, W) integers: 0 background, j the j-th class.
+        superpixels: S masks of the image.
+
+    Returns:
+        (H, W) uint8 labels.
+    """
+    masks, _ = superpixels
+    labels = labels.to(masks.device).long()
+    count = int(labels.max()) + 1
+    shares, votes = mask_means(functional.one_hot(labels, count).movedim(-1, 0).float(), masks).max(1)
+    votes = votes.where(masks.flatten(1).any(1), 0)
+    won = torch.zeros(count, dtype=torch.bool, device=masks.device).index_fill(0, votes, value=True)
+    canvas = labels.where(~won[labels], 0).to(torch.uint8)
+    chosen = votes > 0
+    same_level = torch.zeros(int(chosen.sum()), dtype=torch.int64, device=masks.device)
+    return paint(canvas, masks[chosen], same_level, votes[chosen], shares[chosen])
+
+
 def refine(
     probabilities: Tensor,
     superpixels: Superpixels,

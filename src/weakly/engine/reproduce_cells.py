@@ -1,0 +1,180 @@
+"""One cell of a table: an ordinary run, whose student or whose stages are scored; computed once.
+
+A cell without a student is a run that has got as far as its targets: ``weakly fit CELL/recipe.yaml --out CELL`` would
+go on and train the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weakly.data.dataset import Dataset
+from weakly.engine import evaluate as scoring
+from weakly.engine.fit import fit
+from weakly.engine.recipe import Recipe, load_recipe
+from weakly.engine.runs import Run, claim, machine, versions, workspace
+from weakly.engine.splits import open_split
+from weakly.engine.typed import to_plain
+from weakly.errors import UserError
+from weakly.evaluation.records import Record, read_records, update_records
+from weakly.files import write_atomic
+from weakly.methods.base import Score, find_method
+from weakly.methods.tables import Measure
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One cell to compute.
+
+    Attributes:
+        folder: its run.
+        recipe: of the run.
+        measure: what is scored.
+        trained: run and recipe whose student it shares; None: it trains its own, or none.
+    """
+
+    folder: Path
+    recipe: Recipe
+    measure: Measure
+    trained: tuple[Path, Recipe] | None = None
+
+
+def cell_recipe(base: Path, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe of a cell: the base recipe with changes.
+
+    Raises:
+        UserError: a change does not fit.
+    """
+    return load_recipe(base, [(key, json.dumps(value)) for key, value in changes.items()])
+
+
+def cell_key(recipe: Recipe, measure: Measure) -> str:
+    """What tells two cells apart: recipe and what of it is scored; seeds by prompts and by the baseline differ."""
+    content = [to_plain(recipe), measure.scored, measure.reference]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def compute(job: Job, shared: Path, names: Sequence[str], command: str) -> Record:
+    """The record of a cell; one that is stored is read.
+
+    Args:
+        job: the cell.
+        shared: folder of what the cells of a reproduction share.
+        names: folders of a run that lie there.
+        command: what the record states as its command.
+
+    Raises:
+        WeaklyError: the cell cannot be computed.
+    """
+    run = Run(job.folder)
+    stored = _stored(run, job)
+    if stored is not None:
+        return stored
+    if job.measure.scored != "student":
+        return _score_stage(run, job, shared, names, command)
+    if job.trained is not None:
+        folder, recipe = job.trained
+        _train(Run(folder), recipe, shared, names)
+        _go_on_from(Run(folder), run, job.recipe)
+    _train(run, job.recipe, shared, names)
+    return scoring.evaluate(run.folder, overrides=[("evaluation.references", "false")], command=command).records[0]
+
+
+def is_computed(job: Job) -> bool:
+    """Whether the record of a cell is stored."""
+    return _stored(Run(job.folder), job) is not None
+
+
+def _stored(run: Run, job: Job) -> Record | None:
+    if not run.metrics.is_file():
+        return None
+    if job.measure.reference is None:
+        named = find_method(job.recipe.method).final_row(job.recipe.settings)
+        last = job.recipe.evaluation.student == "last"
+        method, row = named.get("method", job.recipe.method), named.get("row", "final") if last else "best"
+        split = job.recipe.evaluated_split()
+    else:
+        (method, row), split = job.measure.reference, job.recipe.data.train
+    found = [r for r in read_records(run.metrics) if (r.method, r.row, r.split) == (method, row, split)]
+    return found[0] if found else None
+
+
+def _train(run: Run, recipe: Recipe, shared: Path, names: Sequence[str]) -> None:
+    with claim(run, recipe):
+        _share(run.folder, shared, names)
+    fit(recipe, run.folder)
+
+
+def _go_on_from(trained: Run, run: Run, recipe: Recipe) -> None:
+    """Let a run start where another one ended: nothing is left to train, the student gets this run's settings."""
+    with claim(run, recipe):
+        if not run.checkpoint.is_file() and not run.student.is_dir():
+            try:
+                run.checkpoint.hardlink_to(trained.checkpoint)  # whoever writes one puts a new file in its place
+            except OSError:
+                write_atomic(run.checkpoint, trained.checkpoint.read_bytes())
+
+
+def _share(folder: Path, shared: Path, names: Sequence[str]) -> None:
+    """Links from a run to the common folders; where the file system has no links every run computes its own."""
+    for name in names:
+        link, target = folder / name, shared / name
+        if link.exists() or link.is_symlink():
+            continue
+        target.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError, NotImplementedError):
+            link.symlink_to(os.path.relpath(target, folder), target_is_directory=True)
+
+
+def _score_stage(run: Run, job: Job, shared: Path, names: Sequence[str], command: str) -> Record:
+    """Score a reference on the training split; its targets are prepared before where the measure asks for them."""
+    recipe, method = job.recipe, find_method(job.recipe.method)
+    with claim(run, recipe):
+        _share(run.folder, shared, names)
+        torch.manual_seed(recipe.optimisation.seed)
+        whole = open_split(recipe.data, recipe.data.train)
+        dataset = _with_truth(whole, method.scoring.known(whole))
+        space = workspace(run, recipe)
+        run.update_info(
+            method=recipe.method,
+            command=command,
+            versions=versions(),
+            machine=machine(),
+            vocabulary=whole.vocabulary.to_dict(),
+            data={"name": whole.name, "splits": {whole.split: {"images": len(whole), "problems": len(whole.problems)}}},
+        )
+        if job.measure.scored == "targets":
+            prepared = method.prepare(recipe.settings, whole, space)
+            run.record_skipped("train", getattr(prepared, "skipped", ()))
+        score = _chosen(method.references(recipe.settings, dataset, space), job.measure, dataset)
+        record = scoring.score_reference(run, recipe, dataset, score, command, recipe.preset)
+        update_records(run.metrics, [record])
+    return record
+
+
+def _with_truth(whole: Dataset, known: Dataset) -> Dataset:
+    if not whole.has_truth() or len(known) == 0:
+        raise UserError(
+            f"Split {whole.split!r} of {whole.name} has no true masks, against which seeds are scored; choose data "
+            "whose training split has some."
+        )
+    return known
+
+
+def _chosen(scores: Sequence[Score], measure: Measure, dataset: Dataset) -> Score:
+    for score in scores:
+        if (score.method, score.extra.get("row", "final")) == measure.reference:
+            return score
+    raise UserError(
+        f"Split {dataset.split!r} of {dataset.name} cannot be scored for {measure.reference}; give all its images weak "
+        "labels, or drop those that have none."
+    )

@@ -1,0 +1,180 @@
+"""A paper's tables as a Markdown page and an HTML page: the paper's layout, its figures, and ours beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+import jinja2
+
+from weakly.engine.orderings import Judgement, Measured, Step
+from weakly.engine.reproduce import Reproduction, TableResult
+from weakly.evaluation.records import Record
+from weakly.files import write_atomic
+from weakly.report.run_report import build_run_report
+
+NOTHING = "-"
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """Ready to print.
+
+    Attributes:
+        published: the paper's figure.
+        ours: ours, with its spread; empty where nothing is measured.
+        folder: run behind it, relative to the page; empty where there is none.
+        reason: why it is missing.
+    """
+
+    published: str
+    ours: str
+    folder: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _View:
+    """A table ready to print.
+
+    Attributes:
+        number: as printed.
+        title: what it compares.
+        head: headings of the words.
+        figures: headings of the figures.
+        rows: words and cells.
+        published_on: data of the paper.
+        measured_on: ours: data, split, images and resolution; of the first figure.
+        notes: where ours departs.
+    """
+
+    number: str
+    title: str
+    head: tuple[str, ...]
+    figures: tuple[str, ...]
+    rows: tuple[tuple[tuple[str, ...], tuple[_Cell, ...]], ...]
+    published_on: str
+    measured_on: str
+    notes: tuple[str, ...]
+
+
+def write_reproduction(found: Reproduction) -> Path:
+    """Write ``tables.md`` and ``tables.html`` into the folder of a reproduction; returns the HTML page."""
+    write_atomic(found.folder / "tables.md", reproduction_text(found))
+    page = found.folder / "tables.html"
+    write_atomic(page, _page(found))
+    return page
+
+
+def build_cell_reports(found: Reproduction) -> None:
+    """The ordinary report of every run behind a figure, where it is not written yet; the HTML page links to them."""
+    folders = {measured.folder for result in found.results for measured in result.figures.values() if measured.values}
+    for folder in sorted(folders):
+        if not (found.folder / folder / "report.html").is_file():
+            build_run_report(found.folder / folder)
+
+
+def reproduction_text(found: Reproduction) -> str:
+    """The Markdown page."""
+    lines = [f"# {found.paper.paper}", "", *(f"- {label}: {value}" for label, value in _facts(found)), ""]
+    for result in found.results:
+        lines += _table_lines(_view(result))
+    lines += ["## The paper's orderings", "", "| table | claim | here | margins |", "|---|---|---|---|"]
+    for judgement in _judgements(found):
+        steps = "; ".join(_step(step) for step in judgement.steps)
+        lines.append(f"| {judgement.table} | {judgement.ordering.claim} | {_verdict(judgement)} | {steps} |")
+    lines += ["", _HOW, ""]
+    if found.missing:
+        lines += ["## Not measured", "", *(f"- {place}: {reason}" for place, reason in found.missing.items()), ""]
+    return "\n".join(lines)
+
+
+_HOW = (
+    "Margins are in points of the figure, higher minus lower. With several runs per figure an ordering is not "
+    "decidable where the mean difference is within the standard deviation of the differences; a single run has no "
+    "spread, and its small margins may be chance."
+)
+
+
+def _page(found: Reproduction) -> str:
+    return _environment().get_template("reproduction.html.jinja").render(
+        title=found.paper.paper,
+        facts=_facts(found),
+        tables=[_view(result) for result in found.results],
+        judgements=[(j, _verdict(j), [_step(step) for step in j.steps]) for j in _judgements(found)],
+        how=_HOW,
+        missing=found.missing,
+        command=found.command,
+        recipe=found.recipe.to_yaml(),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("weakly.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _facts(found: Reproduction) -> list[tuple[str, str]]:
+    runs = "1 run per figure" if found.repetitions == 1 else f"{found.repetitions} runs per figure"
+    facts = [("Published figures", found.paper.source), ("Budget", f"{found.budget}, {runs}")]
+    return [*facts, ("Figures", "per cent"), ("Command", found.command)]
+
+
+def _judgements(found: Reproduction) -> list[Judgement]:
+    return [judgement for result in found.results for judgement in result.judgements]
+
+
+def _view(result: TableResult) -> _View:
+    table = result.table
+    cells = iter([_cell(cell.published, result.figures.get(place)) for place, cell in table.places()])
+    rows = tuple((row.words, tuple(islice(cells, len(row.cells)))) for row in table.rows)
+    records = [record for measured in result.figures.values() for record in measured.records.values()]
+    on = _measured_on(records[0]) if records else "nothing measured"
+    return _View(table.number, table.title, table.head, table.figures, rows, table.data, on, table.notes)
+
+
+def _cell(published: float | None, measured: Measured | None) -> _Cell:
+    theirs = NOTHING if published is None else f"{100 * published:.1f}"
+    if measured is None:
+        return _Cell(theirs, "")
+    if measured.mean is None:
+        return _Cell(theirs, NOTHING, reason=measured.missing)
+    spread = f" ± {100 * measured.spread:.1f}" if measured.spread else ""
+    return _Cell(theirs, f"{100 * measured.mean:.1f}{spread}", measured.folder, measured.missing)
+
+
+def _measured_on(record: Record) -> str:
+    return f"{record.data} {record.split}, {record.images} images at {record.resolution}"
+
+
+def _step(step: Step) -> str:
+    if step.margin is None:
+        return f"{step.lower} < {step.higher}: not measured"
+    spread = "" if step.spread is None else f" ± {100 * step.spread:.1f}"
+    return f"{step.lower} < {step.higher}: {100 * step.margin:+.1f}{spread}"
+
+
+def _verdict(judgement: Judgement) -> str:
+    """A verdict on single runs says so."""
+    single = judgement.verdict != "not decidable here" and all(step.spread is None for step in judgement.steps)
+    return f"{judgement.verdict} (one run)" if single else judgement.verdict
+
+
+def _table_lines(view: _View) -> list[str]:
+    figures = [word for figure in view.figures for word in (f"{figure}, published", f"{figure}, here")]
+    lines = [f"## Table {view.number}: {view.title}", ""]
+    lines += [f"Published: {view.published_on}. Here: {view.measured_on}.", ""]
+    lines.append(f"| {' | '.join([*view.head, *figures])} |")
+    lines.append("|" + "---|" * len(view.head) + "--:|" * len(figures))
+    for words, cells in view.rows:
+        numbers = [word for cell in cells for word in (cell.published, cell.ours)]
+        lines.append(f"| {' | '.join([*words, *numbers])} |")
+    return [*lines, "", *(f"- {note}" for note in view.notes), *([""] if view.notes else [])]

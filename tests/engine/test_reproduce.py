@@ -1,0 +1,183 @@
+"""`weakly reproduce` on a tiny method: cells are runs, computed once, and what is missing is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from weakly.cli import DONE, DONE_WITH_SKIPS, WRONG_USE, main
+from weakly.engine.recipe import load_recipe
+from weakly.engine.reproduce import base_recipe, reproduce
+from weakly.evaluation.records import read_records
+from weakly.methods.base import find_method
+from weakly.methods.tables import Cell, Measure, Ordering, Row, Table, Tables
+
+FIGURE = "dataset41.miou"
+ORACLE = Measure(scored="reference", reference=("oracle", "final"), figure=FIGURE)
+TARGETS = Measure({"settings.jitter": 0.5}, "targets", ("oracle", "final"), figure=FIGURE)
+STUDENT = Measure(seeds=("optimisation.seed",), figure=FIGURE)
+WIDE = Measure({"settings.hidden": 8}, seeds=("optimisation.seed",), figure=FIGURE)
+STRICT = Measure(after={"settings.presence": 0.999999}, seeds=("optimisation.seed",), figure=FIGURE)
+
+
+def table(number: str, cells: dict[str, Cell], *ascending: str) -> Table:
+    rows = tuple(Row(key, (key.title(),), (cell,)) for key, cell in cells.items())
+    return Table(number, f"title {number}", ("Row",), ("mIoU",), rows, (Ordering("A claim.", ascending),), "their data")
+
+
+FIRST = {"strict": Cell(0.1, STRICT), "plain": Cell(0.4, STUDENT), "oracle": Cell(None, ORACLE)}
+TABLES = Tables(
+    "A paper",
+    "its tables",
+    (
+        table("1", FIRST, "strict", "plain", "oracle"),
+        table("2", {"wide": Cell(0.5, WIDE), "same": Cell(0.4, STUDENT), "others": Cell(0.7)}, "wide", "same"),
+        table("3", {"targets": Cell(0.3, TARGETS)}, "targets"),
+    ),
+    {"settings.jitter": 0.0},
+)
+
+
+@pytest.fixture(autouse=True)
+def _tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(find_method("tiny")), "tables", lambda self, settings: TABLES)
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    pytest.fail("a cell was computed again")
+
+
+def test_tables_are_measured_beside_the_published_figures_and_only_once(
+    recipe_file: Path, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["reproduce", "tiny", "--recipe", str(recipe_file), "--out", "out", "--optimisation.epochs", "1"]
+    assert main([*command, "--tables", "1"]) == DONE
+    printed = capsys.readouterr().out
+    assert "## Table 1: title 1" in printed and "| Plain | 40.0 |" in printed and "| Oracle | - |" in printed
+    records = {record.row: record for record in read_records(work / "out" / "metrics.json")}
+    assert list(records) == ["table 1: strict", "table 1: plain", "table 1: oracle"]
+    assert records["table 1: plain"].published == 0.4 and records["table 1: plain"].split == "val"
+    assert records["table 1: oracle"].method == "oracle" and records["table 1: oracle"].split == "train"
+    assert all("reproduce tiny" in record.command for record in records.values())
+    judged = json.loads((work / "out" / "orderings.json").read_text())["orderings"]
+    assert [(row["table"], len(row["steps"])) for row in judged] == [("1", 2)]
+    page = (work / "out" / "tables.html").read_text()
+    for cell in (work / "out" / "cells").iterdir():
+        assert (cell / "report.html").is_file() and f"cells/{cell.name}/report.html" in page
+        assert load_recipe(cell / "recipe.yaml").method == "tiny"
+
+    assert main([*command, "--tables", "2"]) == DONE
+    rows = [record.row for record in read_records(work / "out" / "metrics.json")]
+    assert rows[3:] == ["table 2: wide", "table 2: same"], "the table of the first call stays"
+    assert len(list((work / "out" / "cells").iterdir())) == 4, "equal recipes are one cell"
+    monkeypatch.setattr("weakly.engine.reproduce_cells.fit", refuse)
+    monkeypatch.setattr("weakly.engine.reproduce_cells._score_stage", refuse)
+    before = (work / "out" / "metrics.json").read_bytes()
+    assert main([*command, "--tables", "1,2"]) == DONE
+    assert (work / "out" / "metrics.json").read_bytes() == before
+
+
+def test_what_changes_after_training_alone_trains_once(
+    recipe_file: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    student = type(find_method("tiny")).learner
+
+    def counted(self: Any, *arguments: Any) -> Any:
+        learner = student(self, *arguments)
+        step = learner.training_step
+        learner.training_step = lambda *a: (steps.append(1), step(*a))[1]
+        return learner
+
+    monkeypatch.setattr(type(find_method("tiny")), "learner", counted)
+    found = reproduce("tiny", recipe_file, work / "out", tables=("1",))
+    recipe = load_recipe(work / "out" / "base.yaml")
+    assert len(steps) == 3 * recipe.optimisation.epochs, "ten images, four a batch"
+    strict, plain = (work / "out" / found.results[0].figures[key].folder for key in ("strict", "plain"))
+    weights = [(folder / "student" / "student.safetensors").read_bytes() for folder in (strict, plain)]
+    assert weights[0] == weights[1]
+    presence = [json.loads((folder / "student" / "config.json").read_text())["presence"] for folder in (strict, plain)]
+    assert presence == [0.999999, 0.5]
+
+
+def test_repetitions_differ_in_their_seeds_and_give_a_spread(recipe_file: Path, work: Path) -> None:
+    found = reproduce("tiny", recipe_file, work / "out", tables=("1",), repetitions=2)
+    figures = found.results[0].figures
+    assert set(figures["plain"].values) == {0, 1} and figures["plain"].spread is not None
+    assert figures["oracle"].spread == 0, "nothing in it is drawn by chance"
+    names = sorted(path.name for path in (work / "out" / "cells").iterdir())
+    assert len(names) == 5 and sum(name.startswith("table-1-plain-1-") for name in names) == 1
+    seeds = {load_recipe(path / "recipe.yaml").optimisation.seed for path in (work / "out" / "cells").iterdir()}
+    assert seeds == {load_recipe(recipe_file).optimisation.seed, 1}
+    assert {record.seed for record in found.records()} == {0, 1}
+
+
+def test_targets_are_scored_without_a_student(recipe_file: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weakly.engine.fit.train", refuse)
+    found = reproduce("tiny", recipe_file, work / "out", tables=("3",))
+    (figure,) = found.results[0].figures.values()
+    assert figure.records[0].split == "train" and figure.records[0].images == 10
+    assert not (work / "out" / figure.folder / "student").exists()
+
+
+def test_a_cell_that_cannot_be_measured_is_named_and_the_others_go_on(
+    recipe_file: Path, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = Measure({"data.root": str(work / "nowhere")}, figure=FIGURE)
+    broken = Tables(
+        tables=(table("1", {"broken": Cell(0.2, nowhere), "oracle": Cell(None, ORACLE)}, "broken", "oracle"),)
+    )
+    monkeypatch.setattr(type(find_method("tiny")), "tables", lambda self, settings: broken)
+    assert main(["reproduce", "tiny", "--recipe", str(recipe_file), "--out", "out"]) == DONE_WITH_SKIPS
+    shown = capsys.readouterr()
+    assert "not measured: Table 1, broken: " in shown.err and "nowhere" in shown.err
+    assert "not decidable here" in shown.out and "| Broken | 20.0 | - |" in shown.out
+    assert "Not measured" in (work / "out" / "tables.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["tiny", "--tables", "9"], "no table '9'"),
+        (["fma"], "is a recipe of tiny, not of fma"),
+        (["tiny", "--seeds", "0"], "--seeds is 0"),
+        (["tiny", "--settings.hiden", "3"], "hiden"),
+    ],
+)
+def test_wrong_use_is_one_sentence(
+    recipe_file: Path, work: Path, capsys: pytest.CaptureFixture[str], words: list[str], match: str
+) -> None:
+    assert main(["reproduce", *words, "--recipe", str(recipe_file), "--out", "out"]) == WRONG_USE
+    error = capsys.readouterr().err
+    assert match in error and "Traceback" not in error
+
+
+def test_a_folder_belongs_to_one_recipe(recipe_file: Path, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["reproduce", "tiny", "--recipe", str(recipe_file), "--tables", "3", "--out", "out"]
+    assert main(command) == DONE
+    assert main([*command, "--settings.hidden", "5"]) == WRONG_USE
+    assert "settings.hidden (4 -> 5)" in capsys.readouterr().err
+    (work / "full").mkdir()
+    (work / "full" / "mine.txt").write_text("mine")
+    assert main([*command[:-1], "full"]) == WRONG_USE
+    assert "holds mine.txt" in capsys.readouterr().err
+
+
+def test_a_method_without_tables_says_so(
+    recipe_file: Path, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(type(find_method("tiny")), "tables", lambda self, settings: Tables())
+    assert main(["reproduce", "tiny", "--recipe", str(recipe_file), "--out", "out"]) == WRONG_USE
+    assert "states no tables to reproduce yet" in capsys.readouterr().err
+
+
+def test_a_small_budget_never_asks_for_more(recipe_file: Path) -> None:
+    options = (("data.limit_train", "7"), ("optimisation.epochs", "40"))
+    small = base_recipe("tiny", recipe_file, options, "small")
+    assert (small.data.limit_train, small.data.limit_val, small.optimisation.epochs) == (7, 100, 10)
+    assert small.settings.jitter == 0
+    assert base_recipe("tiny", recipe_file, options, "full") == load_recipe(recipe_file, options)
+    assert base_recipe("tiny", recipe_file, (("optimisation.epochs", "2"),), "small").optimisation.epochs == 2
