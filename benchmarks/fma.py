@@ -40,8 +40,8 @@ def benchmark(
     points_per_side: int = 32,
     prompts_per_batch: int = 64,
     nms_threshold: float = 1.0,
-    passing: float = 0.5,
-    stable: float = 0.7,
+    passing: float = 0.3,
+    stable: float = 0.5,
     classes: int = 20,
     seed: int = 0,
     device: str = "auto",
@@ -62,8 +62,10 @@ def benchmark(
             across the image, and it would leave a handful; with 1 all that pass the tests are compared.
         passing: fraction of masks that pass the test of predicted IoU; the threshold is that quantile on a coarse grid
             over the first image, since random weights predict no meaningful IoU.
-        stable: fraction of those that pass the test of stability, in the same way.
-        classes: C, from which the classes of an image are drawn.
+        stable: fraction of those that pass the test of stability, in the same way. Under SAM's thresholds trained
+            weights let about 10 to 20 % of the masks of a grid pass both tests; the defaults let 15 %.
+        classes: C, from which the classes of an image are drawn: 1 to 4 in turn, 2.5 on average, between VOC's 1.5
+            and COCO's 2.9. One class has nothing to share; the ratio is also told by the number of classes.
         seed: of the images, classes, text features and random weights.
         device: torch device; auto: the GPU if there is one.
         out: the JSON that is written.
@@ -134,6 +136,8 @@ def say(result: dict[str, Any], out: Path) -> None:
     )
     print(f"maps: {maps['images']} images, {maps['clip']}, classes {maps['classes_per_image']}")
     say_times(maps, "reference", "encoder, on neither side")
+    for count, ratio in maps["times_faster_by_cpu_of_classes"].items():
+        print(f"    {'classes in the image: ' + count:23}{ratio:.2f}")
     difference = maps["largest_relative_difference"]
     print(f"  difference: maps {difference['maps']:.1e}, after affinity {difference['affinity']:.1e} ({verdict(maps)})")
     for figure in result["not_measured"]:
@@ -148,7 +152,7 @@ def say_times(part: dict[str, Any], other: str, encoder: str) -> None:
         print(f"  {label:26} {wall:10.3f} s per image, {cpu:10.3f} s of the processor")
     print(f"  times faster {part['times_faster']:.2f} (wanted: {part['wanted']:g}); by processor time:")
     for key, value in part.items():
-        if key.startswith("times_faster_by_cpu"):
+        if key.startswith("times_faster_by_cpu") and not isinstance(value, dict):
             print(
                 f"    {key.removeprefix('times_faster_by_cpu').replace('_', ' ').strip() or 'as above':20} {value:.2f}"
             )

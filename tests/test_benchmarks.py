@@ -157,8 +157,9 @@ def tiny_models(fma, tmp_path_factory) -> list[str]:
     clip = sys.modules["fma_maps"].random_clip(vision, seed=0)
     clip.model.save_pretrained(folder / "clip")
     clip.tokenizer.save_pretrained(folder / "clip")
-    options = {"images": 2, "map_images": 4, "height": 96, "width": 128, "points_per_side": 8}
-    named = [f"--{key}={value}" for key, value in {**options, "nms_threshold": 0.95, "device": "cpu"}.items()]
+    sizes = {"images": 2, "map_images": 4, "height": 96, "width": 128, "points_per_side": 8}
+    options = {**sizes, "nms_threshold": 0.95, "passing": 0.5, "stable": 0.7, "device": "cpu"}
+    named = [f"--{key}={value}" for key, value in options.items()]
     return [f"--segmenter={folder / 'sam'}", f"--clip={folder / 'clip'}", *named]
 
 
@@ -173,6 +174,7 @@ def test_fma_on_tiny_models(fma, tiny_models, tmp_path, capsys):
     assert 10 < kept["both"] <= min(kept["pipeline"], kept["weakly"]) < 2 * 8 * 8 * 3 * 0.5
     assert masks["largest_difference_of_predicted_iou"] < 1e-4
     assert maps["classes_per_image"] == [1, 2, 3, 4]
+    assert list(maps["times_faster_by_cpu_of_classes"]) == ["1", "2", "3", "4"]
     assert 0 < max(maps["largest_relative_difference"].values()) < 1e-4
     for part, other in ((masks, "pipeline"), (maps, "reference")):
         seconds = part["seconds_per_image"]

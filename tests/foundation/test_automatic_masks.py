@@ -288,6 +288,26 @@ class TestGenerateMasks:
         assert found(ranked) == found(generate_masks(RegionSegmenter(), nested(), PLAIN))
         assert found(generate_masks(shuffled, nested(), PLAIN)) != found(ranked)
 
+    def test_where_areas_decide_any_output_may_be_the_whole_that_needs_less(self):
+        shy = RegionSegmenter((0.8, 0.8, 0.8), outputs=(WHOLE, SUB_PART, PART))
+        ranked = replace(PLAIN, level_of="area")
+        assert found(generate_masks(shy, nested(), ranked)) == {(WHOLE, (8, 8, 56, 56))}
+        assert len(generate_masks(shy, nested(), replace(ranked, whole_iou_offset=0))) == 0
+
+    @pytest.mark.parametrize(("level_of", "made"), [("output", 36), ("area", 3 * 36)])
+    def test_only_masks_that_may_pass_are_made(self, level_of, made, monkeypatch):
+        counts = []
+        plain = PromptableSegmenter.decode_wanted
+
+        def counting(*call):
+            answer = plain(*call)
+            counts.append(len(answer[0]))
+            return answer
+
+        monkeypatch.setattr(PromptableSegmenter, "decode_wanted", counting)
+        generate_masks(RegionSegmenter((0.8, 0.8, 0.8)), nested(), replace(PLAIN, level_of=level_of))
+        assert counts == [made]  # 6 x 6 of the 8 x 8 points are not on black, where predicted IoU is zero
+
     def test_batch_sizes_change_nothing(self):
         image = np.kron(nested(), np.ones((2, 2, 1), np.uint8))
         layered = replace(PLAIN, crop_layers=1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
 
 from weakly.errors import UserError
-from weakly.foundation.promptable import PIXEL_MEAN, PIXEL_STD, Frame, Pad
+from weakly.foundation.promptable import PIXEL_MEAN, PIXEL_STD, Frame, Pad, PromptableSegmenter
 from weakly.foundation.sam import SamSegmenter, load_segmenter
 from weakly.foundation.sam_checkpoint import to_hugging_face_name, to_original, to_original_name
 from weakly.foundation.small_sam import SmallSamConfig, build_small_sam
@@ -192,6 +194,21 @@ class TestFrame:
         expected = torch.from_numpy(xy).float() @ slope
         torch.testing.assert_close(result[inner], expected[inner], atol=1e-3, rtol=0)
 
+    @given(
+        st.tuples(st.integers(1, 90), st.integers(1, 90)),
+        st.sampled_from([32, 64]),
+        st.sampled_from(["sam", "center_black"]),
+    )
+    @settings(deadline=None, max_examples=40)
+    def test_logits_are_resized_to_the_frame_cut_and_resized_again(self, size, side, pad):
+        frame = Frame.fit(size, side, pad)
+        logits = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(sum(size)))
+        large = functional.interpolate(logits[None], (side, side), mode="bilinear")
+        height, width = frame.content
+        inside = large[..., frame.top : frame.top + height, frame.left : frame.left + width]
+        expected = functional.interpolate(inside, size, mode="bilinear")[0]
+        torch.testing.assert_close(frame.logits_to_image(logits), expected, atol=1e-5, rtol=1e-5)
+
 
 def closed_form(sam: SamSegmenter, xy: Tensor) -> Tensor:
     """(..., 2) frame points to (..., D): v = 2 pi (2 (xy + 0.5) / S - 1) G, then [sin v, cos v]."""
@@ -303,6 +320,57 @@ class TestDecode:
         assert (tokens.grad.abs().sum((1, 2)) > 0).all()
         assert (embeddings.grad.abs().sum((1, 2, 3)) > 0).all()
         assert all(parameter.grad is None for parameter in sam.parameters())
+
+
+class TestDecodeWanted:
+    """The library's decoder is asked about one prompt at a time, for all its masks."""
+
+    @pytest.fixture
+    def grid(self, sam):
+        generator = torch.Generator().manual_seed(4)
+        embedding = torch.randn(1, *sam.embedding_shape, generator=generator)
+        tokens = sam.point_tokens(sam.side * torch.rand(11, 2, generator=generator))
+        return embedding, tokens, sam.decode(embedding, tokens, torch.zeros(11, dtype=torch.int64), multimask=True)
+
+    @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+    def test_the_wanted_masks_are_those_of_decode(self, sam, grid, share):
+        embedding, tokens, (logits, iou) = grid
+        threshold = iou.quantile(1 - share) if share < 1 else iou.min() - 1
+        rows, found, predicted = sam.decode_wanted(embedding, tokens, lambda some: some > threshold + 1e-6)
+        expected = (iou > threshold + 1e-6).flatten().nonzero()[:, 0]
+        torch.testing.assert_close(rows, expected)
+        torch.testing.assert_close(predicted, iou, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found, logits.flatten(0, 1)[expected], atol=1e-4, rtol=1e-4)
+
+    @pytest.mark.parametrize("cache", [1, 3 * 64 * 32 * 4, 1 << 30])
+    def test_groups_change_nothing(self, sam, grid, cache, monkeypatch):
+        monkeypatch.setattr("weakly.foundation.sam_decoding.CACHE_BYTES", cache)
+        embedding, tokens, (logits, _) = grid
+        rows, found, _ = sam.decode_wanted(embedding, tokens, lambda some: torch.ones_like(some, dtype=torch.bool))
+        assert rows.tolist() == list(range(33))
+        torch.testing.assert_close(found, logits.flatten(0, 1), atol=1e-4, rtol=1e-4)
+
+    def test_boxes_with_points_have_more_tokens(self, sam, grid):
+        embedding, *_ = grid
+        tokens = sam.point_tokens(torch.tensor([[20.0, 30.0]]), torch.tensor([[10.0, 12.0, 40.0, 50.0]]))
+        logits, iou = sam.decode(embedding, tokens, torch.zeros(1, dtype=torch.int64), multimask=True)
+        rows, found, predicted = sam.decode_wanted(embedding, tokens, lambda some: some == some.amax(1, keepdim=True))
+        assert rows.tolist() == [int(iou.argmax())]
+        torch.testing.assert_close(found, logits[0, rows], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(predicted, iou, atol=1e-5, rtol=1e-4)
+
+    def test_it_is_what_a_segmenter_without_shortcuts_does(self, sam, grid):
+        embedding, tokens, (_, iou) = grid
+        answers = [
+            decode(embedding, tokens, lambda some: some > iou.median() + 1e-6)
+            for decode in (sam.decode_wanted, partial(PromptableSegmenter.decode_wanted, sam))
+        ]
+        for ours, plain in zip(*answers, strict=True):
+            torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
+
+    def test_no_prompts_make_no_masks(self, sam, grid):
+        rows, logits, iou = sam.decode_wanted(grid[0], grid[1][:0], lambda some: some > 0)
+        assert (len(rows), logits.shape, iou.shape) == (0, (0, 32, 32), (0, 3))
 
 
 class TestFrozen:

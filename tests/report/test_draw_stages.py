@@ -28,7 +28,7 @@ def test_boxes_with_categories_are_those_of_weak_labels() -> None:
     colours = {tuple(colour) for colour in drawn.reshape(-1, 3).tolist()}
     assert {tuple(VOCABULARY.palette()[k].tolist()) for k in (0, 1)} <= colours
     assert OUTLINE not in colours
-    assert (drawn[40, 20] == VOCABULARY.palette()[1]).all(), "the left edge of the bear"
+    assert (drawn[50, 20] == VOCABULARY.palette()[1]).all(), "the left edge of the bear"
 
 
 def test_points_are_dots_in_the_colour_of_their_category() -> None:

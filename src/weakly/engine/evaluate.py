@@ -219,7 +219,9 @@ def _key(score: Score, recipe: Recipe, dataset: Dataset) -> str:
         sample = record.sample
         paths = (sample.path, record.label_map_path, record.object_map_path)
         files = [(str(path), _stamp(path)) for path in paths if path is not None]
-        objects = None if record.instances is None else [(i.label, i.box, i.difficult, i.crowd) for i in record.instances]
+        objects = (
+            None if record.instances is None else [(i.label, i.box, i.difficult, i.crowd) for i in record.instances]
+        )
         weak = ((sample.boxes, "xyxy"), (sample.points, "xy"), (sample.tags, "labels"))
         labels = [
             None if given is None else (getattr(given, places).tobytes(), given.labels.tobytes())

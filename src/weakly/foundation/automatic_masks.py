@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ from weakly.segmentation import Rle, decode_masks, encode_masks, rle_areas, rle_
 SUB_PART, PART, WHOLE = 0, 1, 2
 """Levels: the index of SAM's three outputs."""
 
-MASK_PIXELS = 1 << 24
-"""Mask pixels upscaled at once: about 4 fp32 maps of as many pixels are alive, 256 MiB."""
+MASK_PIXELS = 1 << 22
+"""Mask pixels upscaled at once: about 4 fp32 maps of as many pixels are alive, 64 MiB; more are no faster."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,9 +141,9 @@ def generate_masks(
     and islands are cleaned away and box NMS favours masks that needed no cleaning. Ties go to the earlier mask.
     Boxes have exclusive upper bounds; SAM's are a pixel smaller, which matters to a threshold on small boxes only.
 
-    Memory: the encoder's for ``crops_per_batch`` inputs, the decoder's for ``prompts_per_batch`` prompts and their
-    ``prompts_per_batch * 3 * 16 h w * 4`` bytes of logits, 256 MiB of upscaled masks (one mask, if it is larger), and
-    run-length encodings; never a full-size mask per prompt.
+    Memory: the encoder's for ``crops_per_batch`` inputs, the decoder's for ``prompts_per_batch`` prompts,
+    ``16 h w * 4`` bytes of logits for each of their masks that may pass the test of predicted IoU, 64 MiB of upscaled
+    masks (one mask, if it is larger), and run-length encodings; never a full-size mask per prompt.
 
     Args:
         segmenter: frozen.
@@ -175,7 +176,7 @@ def generate_masks(
 
 def stability(logits: Tensor, offset: float = 1.0) -> Tensor:
     """(N,) float32: IoU of the masks over ``+offset`` and over ``-offset`` of (N, h, w) logits; 0 if both are empty."""
-    inner, outer = ((logits > bound).flatten(1).sum(1) for bound in (offset, -offset))
+    inner, outer = (_areas(logits > bound) for bound in (offset, -offset))
     return inner / outer.clamp(min=1)
 
 
@@ -219,17 +220,14 @@ def _point_masks(
     segmenter: PromptableSegmenter, embedding: Tensor, tokens: Tensor, frame: Frame, settings: AutomaticMaskSettings
 ) -> Iterator[AutomaticMasks]:
     """Masks of one batch of points that pass both tests, in the frame of the crop, prompt after prompt."""
-    image_index = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
-    logits, iou = segmenter.decode(embedding, tokens, image_index, multimask=True)
-    levels = _levels(logits, frame, settings.level_of).flatten()
-    logits, iou = logits.flatten(0, 1), iou.flatten()
-    passed = iou + settings.whole_iou_offset * (levels == WHOLE) > settings.iou_threshold
-    rows = passed.nonzero()[:, 0]
+    made, logits, iou = segmenter.decode_wanted(embedding, tokens, partial(_may_pass, settings=settings))
+    levels, iou = _levels(made, logits, frame, settings.level_of), iou.flatten()[made]
+    rows = _passes(iou, levels, settings).nonzero()[:, 0]
     if settings.stability_at == "decoder":
         stable = stability(_content(logits[rows], frame), settings.stability_offset)
         keep = stable >= settings.stability_threshold
         rows, stable = rows[keep], stable[keep]
-    per_chunk = max(1, MASK_PIXELS // max(frame.side**2, frame.size[0] * frame.size[1]))
+    per_chunk = max(1, MASK_PIXELS // (frame.size[0] * frame.size[1]))
     for start in range(0, len(rows), per_chunk):
         chunk = rows[start : start + per_chunk]
         upscaled = frame.logits_to_image(logits[chunk])
@@ -248,12 +246,32 @@ def _point_masks(
         )
 
 
-def _levels(logits: Tensor, frame: Frame, level_of: LevelOf) -> Tensor:
-    """(N, 3) int64 level of each mask of (N, 3, h, w) logits."""
+def _passes(iou: Tensor, levels: Tensor, settings: AutomaticMaskSettings) -> Tensor:
+    """Bool, of the shape of both: the test of predicted IoU, which wholes may pass with less."""
+    return iou + settings.whole_iou_offset * (levels == WHOLE) > settings.iou_threshold
+
+
+def _may_pass(iou: Tensor, settings: AutomaticMaskSettings) -> Tensor:
+    """(n, 3) predicted IoU to the (n, 3) bool masks that the test of predicted IoU needs, or lets pass.
+
+    Where areas decide, any of the three may turn out to be the whole, and all are needed to tell.
+    """
+    if settings.level_of == "output":
+        return _passes(iou, torch.arange(3, device=iou.device), settings)
+    return _passes(iou, torch.full_like(iou, WHOLE), settings).any(1, keepdim=True).expand_as(iou)
+
+
+def _levels(made: Tensor, logits: Tensor, frame: Frame, level_of: LevelOf) -> Tensor:
+    """(R,) int64 level of each mask, given (R,) indices along 3 N and (R, h, w) logits."""
     if level_of == "output":
-        return torch.arange(logits.shape[1], device=logits.device).expand(len(logits), -1)
-    areas = (_content(logits, frame) > 0).sum((2, 3))
-    return areas.argsort(dim=1, stable=True).argsort(1)
+        return made % 3
+    areas = _areas(_content(logits, frame) > 0).view(-1, 3)
+    return areas.argsort(dim=1, stable=True).argsort(1).flatten()
+
+
+def _areas(masks: Tensor) -> Tensor:
+    """(N,) pixels of (N, h, w) bool masks; int32 is several times faster than torch's int64."""
+    return masks.flatten(1).sum(1, dtype=torch.int32)
 
 
 def _content(logits: Tensor, frame: Frame) -> Tensor:

@@ -7,7 +7,7 @@ square (S, S) input of the model after resizing and padding; a :class:`Frame` co
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,9 @@ from torch.nn import functional
 
 Pad = Literal["sam", "center_black"]
 """``sam``: normalise, then zeros at the bottom and right. ``center_black``: centre on black, then normalise."""
+
+Wanted = Callable[[Tensor], Tensor]
+"""(n, 3) predicted IoU of some prompts to the (n, 3) bool masks that are worth making."""
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
@@ -75,13 +78,18 @@ class Frame:
         """(N, h, w) mask logits over the whole frame to (N, H, W) at the original size.
 
         Upsamples to the frame, cuts the padding away, then resizes: SAM's own order, bilinear, no aligned corners.
+        All of it is linear and separable, hence one matrix per axis: masks are never as large as the frame.
         """
-        full = functional.interpolate(logits[:, None].float(), (self.side, self.side), mode="bilinear")
-        height, width = self.content
-        inside = full[..., self.top : self.top + height, self.left : self.left + width]
-        if self.content != self.size:
-            inside = functional.interpolate(inside, self.size, mode="bilinear")
-        return inside[:, 0]
+        rows = self._resizing(logits.shape[-2], 0, self.top, logits.device)
+        columns = self._resizing(logits.shape[-1], 1, self.left, logits.device)
+        with torch.autocast(logits.device.type, enabled=False):
+            return rows.T @ (logits.float() @ columns)
+
+    def _resizing(self, pixels: int, axis: int, first: int, device: torch.device) -> Tensor:
+        """(h, H) or (w, W): what every decoder pixel along an axis gives to every pixel of the image."""
+        each = torch.eye(pixels, device=device)[None]
+        inside = functional.interpolate(each, self.side, mode="linear")[..., first : first + self.content[axis]]
+        return functional.interpolate(inside, self.size[axis], mode="linear")[0]
 
 
 class PromptableSegmenter(nn.Module, ABC):
@@ -173,3 +181,24 @@ class PromptableSegmenter(nn.Module, ABC):
             Mask logits (N, K, 4h, 4w) over the whole frame and predicted IoU (N, K); K = 3 with ``multimask``, else 1.
             Differentiable in ``tokens`` and ``embeddings``.
         """
+
+    @torch.no_grad()
+    def decode_wanted(self, embedding: Tensor, tokens: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
+        """Masks for many prompts on one image, of which few pass a test of predicted IoU; without gradients.
+
+        Here all masks are made, and the others dropped. A segmenter that knows predicted IoU before it has masks saves
+        the rest.
+
+        Args:
+            embedding: (1, C, h, w) of :meth:`encode`.
+            tokens: (N, T, D), as for :meth:`decode`.
+            wanted: called with the predicted IoU of some prompts at a time; says which masks to make.
+
+        Returns:
+            (R,) int64 ascending indices of the wanted along the 3 N masks, their logits (R, 4h, 4w), and the predicted
+            IoU (N, 3) of all masks.
+        """
+        image_index = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
+        logits, iou = self.decode(embedding, tokens, image_index, multimask=True)
+        chosen = wanted(iou).flatten().nonzero()[:, 0]
+        return chosen, logits.flatten(0, 1)[chosen], iou

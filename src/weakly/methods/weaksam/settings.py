@@ -1,0 +1,141 @@
+"""The settings of WeakSAM, a section per stage, and the presets behind its numbers (spec weaksam, section 12)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from weakly.errors import UserError
+from weakly.methods.weaksam.augment import Augmentation
+from weakly.methods.weaksam.clues import ClueSettings
+from weakly.methods.weaksam.detectors import DetectorSettings
+from weakly.methods.weaksam.peaks import PeakSettings
+from weakly.methods.weaksam.predictor import Inference
+from weakly.methods.weaksam.proposal_settings import LoadSettings, ProposalSettings
+from weakly.methods.weaksam.pseudo_truth import PseudoTruthSettings
+from weakly.methods.weaksam.selective_search import SelectiveSearchSettings
+from weakly.methods.weaksam.students import Student, StudentSettings
+from weakly.methods.weaksam.transformers_heads import Mask2FormerSettings, RtDetrSettings
+from weakly.methods.weaksam.wsod import WsodSettings
+from weakly.methods.weaksam.wsod_inference import WsodInference
+from weakly.methods.weaksam.wsod_training import WsodTraining
+
+ProposalSource = Literal["weaksam", "selective-search"]
+TruthSource = Literal["pseudo", "true-boxes"]
+
+
+@dataclass(frozen=True)
+class WeakSamSettings:
+    """The ``settings:`` section of a WeakSAM recipe; the defaults are those of VOC 2007.
+
+    Attributes:
+        segmenter: the promptable segmenter: ``"bundled"``, a Hugging Face id, a folder or a ``.pth`` file.
+        names: {class name: what CLIP is told it is}, for clues of ``clip-es``.
+        backgrounds: words for what is no class, for clues of ``clip-es``; null: the published list.
+        clues: where the classes of an image are, from a classifier (stage A).
+        peaks: from clue maps to points (stage B).
+        proposals: from points to boxes (stage C).
+        proposals_by: ``weaksam``, or ``selective-search``: the yardstick, which asks no clue and no segmenter.
+        selective_search: of that yardstick.
+        load: which proposals the detector sees.
+        wsod: the weakly supervised detector (stage D).
+        wsod_training: how it is trained.
+        wsod_inference: how it looks at the training images.
+        pseudo_truth: which of its detections count as truth (stage E).
+        truth: ``pseudo``, or ``true-boxes``: the upper bound, where the student is trained on the boxes (and masks) of
+            the annotations. Everything else leaves them alone.
+        student: what is trained on the pseudo truth (stages F and G): ``faster_rcnn`` or ``rt_detr`` on boxes,
+            ``mask_rcnn`` or ``mask2former`` on the masks that the segmenter gives for them.
+        detector: sizes of Faster R-CNN and Mask R-CNN.
+        rt_detr: sizes of RT-DETR.
+        mask2former: sizes of Mask2Former.
+        augmentation: of the student's training views.
+        inference: at which sizes the student looks at an image.
+    """
+
+    segmenter: str = "bundled"
+    names: Mapping[str, str] = field(default_factory=dict)
+    backgrounds: tuple[str, ...] | None = None
+    clues: ClueSettings = field(default_factory=ClueSettings)
+    peaks: PeakSettings = field(default_factory=PeakSettings)
+    proposals: ProposalSettings = field(default_factory=ProposalSettings)
+    proposals_by: ProposalSource = "weaksam"
+    selective_search: SelectiveSearchSettings = field(default_factory=SelectiveSearchSettings)
+    load: LoadSettings = field(default_factory=LoadSettings)
+    wsod: WsodSettings = field(default_factory=WsodSettings)
+    wsod_training: WsodTraining = field(default_factory=WsodTraining)
+    wsod_inference: WsodInference = field(default_factory=WsodInference)
+    pseudo_truth: PseudoTruthSettings = field(default_factory=PseudoTruthSettings)
+    truth: TruthSource = "pseudo"
+    student: Student = "faster_rcnn"
+    detector: DetectorSettings = field(default_factory=DetectorSettings)
+    rt_detr: RtDetrSettings = field(default_factory=RtDetrSettings)
+    mask2former: Mask2FormerSettings = field(default_factory=Mask2FormerSettings)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    inference: Inference = field(default_factory=Inference)
+
+    def __post_init__(self) -> None:
+        if self.backgrounds is not None and not self.backgrounds:
+            raise UserError("settings.backgrounds is empty; give at least one word, or null for the published ones.")
+
+    @property
+    def architecture(self) -> StudentSettings:
+        """Settings of the chosen student."""
+        if self.student == "rt_detr":
+            return self.rt_detr
+        return self.mask2former if self.student == "mask2former" else self.detector
+
+    @property
+    def asks_segmenter(self) -> bool:
+        """Whether training data need the promptable segmenter."""
+        return self.proposals_by == "weaksam" or self.wants_masks
+
+    @property
+    def wants_masks(self) -> bool:
+        """Whether the student is trained on masks."""
+        return self.student in ("mask_rcnn", "mask2former")
+
+
+_OPTIMISATION: dict[str, Any] = {
+    "optimizer": "sgd",
+    "lr": 0.02,
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "batch_size": 16,
+    "warmup_steps": 30,
+}
+_COCO: dict[str, Any] = {
+    "load": {"min_side": 2},
+    "pseudo_truth": {"tau_score": 0.5},
+    "wsod_training": {
+        "iterations": 125_000,
+        "steps": [82_500, 115_000],
+        "warmup": 500,
+        "gate_lr": 1e-3,
+    },
+    "detector": {"weights": "IMAGENET1K_V1", "drop": {"cls": 5.0, "reg": 4.0, "start": 10_000}},
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "voc07": {
+        "settings": {"wsod": {"weights": "IMAGENET1K_V1"}, "detector": {"weights": "IMAGENET1K_V1"}},
+        "optimisation": _OPTIMISATION,
+    },
+    "voc12": {
+        "settings": {
+            "wsod": {"weights": "IMAGENET1K_V1"},
+            "wsod_training": {"iterations": 32_000, "seed": 1},
+            "pseudo_truth": {"tau_score": 0.5},
+            # The released configuration of VOC 2012 trains without RoI drop.
+            "detector": {"weights": "IMAGENET1K_V1", "drop": {"mode": "off"}},
+        },
+        "optimisation": {**_OPTIMISATION, "lr": 0.015, "warmup_steps": 60},
+    },
+    "coco14": {
+        "settings": {**_COCO, "wsod": {"weights": "IMAGENET1K_V1"}},
+        "optimisation": {**_OPTIMISATION, "warmup_steps": 1000},
+    },
+}
+"""Sections of a recipe that depart from the defaults, by name."""
