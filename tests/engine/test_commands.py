@@ -85,7 +85,7 @@ def test_boxes_without_any_mask_train_and_are_not_scored(
             del annotation["segmentation"]
         path.write_text(json.dumps(content))
     assert main(["fit", str(recipe_file), "--out", "run"]) == DONE
-    assert "no true masks" in capsys.readouterr().out
+    assert "no truth" in capsys.readouterr().out
     assert (work / "run" / "report.html").is_file() and not (work / "run" / "metrics.json").exists()
 
     predictor = weakly.load(work / "run", device="cpu")

@@ -124,6 +124,7 @@ def stopping(title: str, moment: int) -> Callable[[str, int, int], None]:
     return told
 
 
+@pytest.mark.timeout(900)
 def test_an_interrupted_run_ends_with_the_same_bytes(
     weaksam_recipe: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
