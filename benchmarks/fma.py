@@ -137,7 +137,7 @@ def say(result: dict[str, Any], out: Path) -> None:
     print(f"maps: {maps['images']} images, {maps['clip']}, classes {maps['classes_per_image']}")
     say_times(maps, "reference", "encoder, on neither side")
     for count, ratio in maps["times_faster_by_cpu_of_classes"].items():
-        print(f"    {'classes in the image: ' + count:23}{ratio:.2f}")
+        print(f"    {'classes in image: ' + count:20} {ratio:.2f}")
     difference = maps["largest_relative_difference"]
     print(f"  difference: maps {difference['maps']:.1e}, after affinity {difference['affinity']:.1e} ({verdict(maps)})")
     for figure in result["not_measured"]:
