@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weakly import commands
+from weakly import commands, foundation_commands
 from weakly.commands import DONE, DONE_WITH_SKIPS, FAILED, INTERRUPTED, WRONG_USE
 from weakly.errors import UserError, WeaklyError
 
@@ -69,10 +69,10 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "doctor": Command(commands.doctor, "weakly doctor"),
     "foundation": {
         "train-sam": Command(
-            commands.foundation_train_sam, "weakly foundation train-sam runs/sam --steps 2150", ("out",)
+            foundation_commands.foundation_train_sam, "weakly foundation train-sam runs/sam --steps 2150", ("out",)
         ),
         "train-clip": Command(
-            commands.foundation_train_clip, "weakly foundation train-clip runs/clip --steps 3100", ("out",)
+            foundation_commands.foundation_train_clip, "weakly foundation train-clip runs/clip --steps 3100", ("out",)
         ),
     },
 }

@@ -181,3 +181,13 @@ def test_a_small_budget_never_asks_for_more(recipe_file: Path) -> None:
     assert small.settings.jitter == 0
     assert base_recipe("tiny", recipe_file, options, "full") == load_recipe(recipe_file, options)
     assert base_recipe("tiny", recipe_file, (("optimisation.epochs", "2"),), "small").optimisation.epochs == 2
+
+
+def test_a_smaller_world_is_drawn_beside_the_recipes_own() -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "fma" / "menagerie-tags.yaml"
+    full, small = (base_recipe("fma", recipe, (), budget).data for budget in ("full", "small"))
+    assert small.render is not None
+    assert (small.render.train, small.render.val) == (200, 100)
+    assert (str(small.root), str(full.root)) == ("worlds/menagerie-voc-small", "worlds/menagerie-voc")
+    shrunk = (("data.render.train", "200"), ("data.render.val", "100"))
+    assert base_recipe("fma", recipe, shrunk, "small").data.root == full.root, "nothing to shrink"

@@ -163,12 +163,15 @@ def _paper(base: Recipe) -> Tables:
 
 
 def _fewer_images(base: Recipe) -> dict[str, Any]:
-    """The first images of a world that is drawn, a seeded choice of any other data."""
+    """The first images of a world that is drawn, beside the recipe's own, or a seeded choice of any other data."""
     changes: dict[str, Any] = {"optimisation.epochs": min(base.optimisation.epochs, SMALL["epochs"])}
     for split in ("train", "val"):
         limit = getattr(base.data, f"limit_{split}")
         if base.data.render is not None and limit is None:
-            changes[f"data.render.{split}"] = min(getattr(base.data.render, split), SMALL[split])
+            drawn = getattr(base.data.render, split)
+            changes[f"data.render.{split}"] = min(drawn, SMALL[split])
+            if drawn > SMALL[split]:
+                changes["data.root"] = f"{base.data.root}-small"
         else:
             changes[f"data.limit_{split}"] = SMALL[split] if limit is None else min(limit, SMALL[split])
     return changes

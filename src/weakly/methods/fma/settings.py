@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from weakly.errors import UserError
 from weakly.foundation.mask_settings import AutomaticMaskSettings
@@ -24,8 +22,6 @@ Finish = Literal["sams", "voting", "crf", "argmax"]
 PromptLoss = Literal["mcl", "bce", "cal", "ce"]
 Network = Literal["deeplab", "mask2former"]
 RefineBy = Literal["none", "sams", "crf"]
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -339,24 +335,6 @@ class FmaSettings:
         coarse = [self.masks] if self.segmentation is not None and self.coarse.by_masks else []
         fine = [self.for_fine.masks] if self.fine.by_masks else []
         return tuple(dict.fromkeys([*coarse, *fine]))
-
-
-def from_plain(cls: type[T], values: Mapping[str, Any]) -> T:
-    """A settings dataclass from what JSON kept of it: sections become dataclasses and lists tuples again.
-
-    Raises:
-        TypeError: a key is unknown.
-        UserError: a value is refused.
-    """
-    hints = typing.get_type_hints(cls)
-    return cls(**{key: _restored(hints.get(key), value) for key, value in values.items()})
-
-
-def _restored(hint: Any, value: Any) -> Any:
-    kinds = [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
-    if kinds and isinstance(value, Mapping):
-        return from_plain(typing.cast("type[Any]", kinds[0]), value)
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _at_least(section: str, settings: Any, least: int, *names: str) -> None:
