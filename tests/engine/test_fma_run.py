@@ -100,6 +100,23 @@ def test_tags_to_masks_through_fit_evaluate_and_predict(
     assert capsys.readouterr().out
 
 
+def test_the_stages_run_one_by_one(fma_recipe: Path, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = {
+        "classification": "prompts/classification-*[0-9a-f].safetensors",
+        "coarse-seeds": "seeds/coarse/*.png",
+        "segmentation": "prompts/segmentation-*[0-9a-f].safetensors",
+        "seeds": "seeds/fine/*.png",
+    }
+    order = list(made)
+    for place, stage in enumerate(["masks", *order]):
+        assert main(["fit", str(fma_recipe), "--out", "run", "--until", stage]) == DONE
+        there = [name for name, pattern in made.items() if any((work / "run").glob(pattern))]
+        assert there == order[:place]
+        assert not (work / "run" / "student").exists()
+    assert main(["fit", str(fma_recipe), "--out", "run", "--until", "wsod"]) == WRONG_USE
+    assert "no stage 'wsod'; its stages are masks, classification" in capsys.readouterr().err
+
+
 def test_an_interrupted_run_ends_with_the_same_bytes(
     fma_recipe: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from weakly.data.dataset import Dataset
-from weakly.errors import UserError
 from weakly.evaluation.scoring import SEMANTIC, Scoring
 from weakly.methods.base import Learner, Method, Panel, Score, Workspace
 from weakly.methods.fma.learner import FmaLearner
 from weakly.methods.fma.masks import MaskStore
 from weakly.methods.fma.networks import build_network
-from weakly.methods.fma.pipeline import Pipeline, Stage, frozen_segmenter, image_keys
-from weakly.methods.fma.predictor import FmaPredictor, Refine, load_network, save_network
+from weakly.methods.fma.pipeline import STAGES, Pipeline, Stage, frozen_segmenter, image_keys
+from weakly.methods.fma.predictor import FmaPredictor, Refine
 from weakly.methods.fma.presets import PRESETS
+from weakly.methods.fma.pretrained import from_pretrained, save_pretrained
 from weakly.methods.fma.refine import by_crf, by_masks
 from weakly.methods.fma.seeds import seed_results, tags_of
-from weakly.methods.fma.settings import FmaSettings, from_plain
+from weakly.methods.fma.settings import FmaSettings
 from weakly.methods.fma.stages import stage_panels
 from weakly.methods.fma.tables import paper_tables
 from weakly.methods.fma.targets import FmaData
@@ -38,6 +37,7 @@ class FmaMethod(Method):
     supervisions: ClassVar[tuple[str, ...]] = ("tags",)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
     scoring: ClassVar[Scoring] = SEMANTIC
+    stages: ClassVar[tuple[str, ...]] = STAGES
 
     def prepare(self, settings: FmaSettings, dataset: Dataset, workspace: Workspace) -> FmaData:
         """Masks, views, both prompt sets and the seed maps of a dataset, from its tags alone.
@@ -70,7 +70,7 @@ class FmaMethod(Method):
         """Write the student folder."""
         if not isinstance(learner, FmaLearner):
             raise TypeError(f"{type(learner).__name__} is no FmaLearner")
-        save_network(folder, learner.student, learner.vocabulary, asdict(learner.settings), card)
+        save_pretrained(folder, learner.student, learner.settings, learner.vocabulary, card)
 
     def load(self, folder: Path, workspace: Workspace) -> FmaPredictor:
         """The predictor of a student folder. The segmenter is loaded where masks refine the prediction, CLIP never.
@@ -78,15 +78,9 @@ class FmaMethod(Method):
         Raises:
             UserError: the folder is damaged or of another version, or the segmenter is missing.
         """
-        saved = load_network(folder)
-        try:
-            settings = from_plain(FmaSettings, saved.settings)
-        except TypeError as error:
-            raise UserError(
-                f"{folder / 'config.json'} has settings this version does not know ({error}); use a matching version."
-            ) from error
+        network, settings, vocabulary = from_pretrained(folder)
         refine = refiner(settings, workspace)
-        return FmaPredictor(saved.network, saved.vocabulary, settings.inference, refine, workspace.device)
+        return FmaPredictor(network, vocabulary, settings.inference, refine, workspace.device)
 
     def references(self, settings: FmaSettings, dataset: Dataset, workspace: Workspace) -> list[Score]:
         """Seeds against the truth: CLIP-ES's, and, once its prompts are trained, this run's own.

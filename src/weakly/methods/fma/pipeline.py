@@ -80,6 +80,10 @@ class Usable:
         return [tags for _, tags, _ in self.samples]
 
 
+STAGES = ("masks", "classification", "coarse-seeds", "segmentation", "seeds")
+"""Steps of the pipeline, for `weakly fit --until`; a run with one prompt set has nothing to do in two of them."""
+
+
 class Pipeline:
     """The stages of one run.
 
@@ -139,6 +143,7 @@ class Pipeline:
             reasons |= report.skipped
         if not self.settings.seed_masks:
             reasons |= _unreadable(paths)
+        self.workspace.done("masks")
         keys = image_keys(self.workspace.features, [sample.path for sample in dataset])
         samples = tuple(
             (sample, tags, key)
@@ -160,7 +165,9 @@ class Pipeline:
             title: of the split, for progress.
         """
         self._train(images, title)
-        return self._build("fine", images, title)
+        seeds = self._build("fine", images, title)
+        self.workspace.done("seeds")
+        return seeds
 
     def trained(self) -> bool:
         """Whether the run holds the prompts that its fine seeds need."""
@@ -199,17 +206,25 @@ class Pipeline:
         setting, first = self.settings, self._classification_files()
         second = None if setting.segmentation is None else self._segmentation_files()
         if all(files is None or files.context.is_file() for files in (first, second)):
+            self._say_done("classification", "coarse-seeds", "segmentation")
             return
         views = self._views(images, title)
         tags = tag_matrix(images.tags, len(self.vocabulary))
         if not first.context.is_file():
             loss = classification_loss(views, tags, self.clip.logit_scale, setting.classification.loss)
             self._train_one(setting.classification, loss, views, first, data_digest(images.keys, tags))
+        self._say_done("classification")
         if setting.segmentation is not None and second is not None:
             seeds = self._build("coarse", images, title)
+            self._say_done("coarse-seeds")
             eps = setting.epsilons.softmax
             loss = segmentation_loss(views, tags, seeds, self.clip, setting.segmentation, eps=eps)
             self._train_one(setting.segmentation, loss, views, second, data_digest(images.keys, tags, seeds))
+        self._say_done("coarse-seeds", "segmentation")
+
+    def _say_done(self, *stages: str) -> None:
+        for stage in stages:
+            self.workspace.done(stage)
 
     def _train_one(
         self, settings: PromptSettings, loss: BatchLoss, views: Views, files: PromptFiles, data: str

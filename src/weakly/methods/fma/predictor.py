@@ -1,4 +1,4 @@
-"""The inference side of FMA-WSSS: a semantic network on whole images, at one scale or several; students on disk.
+"""The inference side of FMA-WSSS: a semantic network on whole images, at one scale or several.
 
 Symbols: C categories and background with index C, (H, W) size of an image, (h, w) the size its probabilities are held
 at: (H, W), but for images so large that (C + 1) * H * W exceeds :data:`MAX_VALUES`. Memory beside the network's own:
@@ -7,33 +7,24 @@ two to three times that many float32 values.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from weakly.errors import UserError
-from weakly.files import write_atomic, write_json
 from weakly.methods.base import ImageSource, Predictor, Skipped
 from weakly.methods.fma.augment import check_sides, fit_size, resize_image, resize_labels, to_pixels
-from weakly.methods.fma.networks import SemanticNetwork, rebuild_network
+from weakly.methods.fma.networks import SemanticNetwork
 from weakly.segmentation import Segmentation
 from weakly.vocabulary import Vocabulary
-
-FORMAT = "weakly-fma-1"
 
 MAX_VALUES = 1 << 27
 """Probabilities held at once: 512 MiB of float32, 6.4 megapixels of 21 classes."""
@@ -216,127 +207,3 @@ def _read_one(source: ImageSource) -> NDArray[np.uint8] | Skipped:
         return source.read()
     except UserError as error:
         return Skipped(source.image_id, source.path, str(error))
-
-
-class SavedNetwork(NamedTuple):
-    """A student as it lies on disk.
-
-    Attributes:
-        network: with its weights, in evaluation mode.
-        vocabulary: C categories.
-        settings: of the method, as plain values.
-    """
-
-    network: SemanticNetwork
-    vocabulary: Vocabulary
-    settings: dict[str, Any]
-
-
-def save_network(
-    folder: Path,
-    network: SemanticNetwork,
-    vocabulary: Vocabulary,
-    settings: Mapping[str, Any],
-    card: Mapping[str, Any] | None = None,
-) -> None:
-    """Write ``student.safetensors``, ``config.json`` and ``README.md`` (the model card); the config comes last.
-
-    Args:
-        folder: made if it is not there.
-        network: trained.
-        vocabulary: its categories.
-        settings: of the method, as values that JSON can hold.
-        card: what the model card states beyond that: data, metrics (with protocol and split), command ...
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    weights = safetensors.torch.save(state, metadata={"format": FORMAT})
-    config = {
-        "format": FORMAT,
-        "method": "fma",
-        "architecture": network.architecture(),
-        "settings": dict(settings),
-        "vocabulary": vocabulary.to_dict(),
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "versions": {name: importlib.metadata.version(name) for name in ("weakly", "torch", "transformers")},
-    }
-    write_atomic(folder / "student.safetensors", weights)
-    write_atomic(folder / "README.md", model_card(config, sum(p.numel() for p in network.parameters()), card or {}))
-    write_json(folder / "config.json", config)
-
-
-def load_network(folder: Path) -> SavedNetwork:
-    """Read what :func:`save_network` wrote; torch's random state is left alone.
-
-    Raises:
-        UserError: a file is missing, damaged, of another method, or the two do not belong together.
-    """
-    config, path = _read_config(folder / "config.json"), folder / "student.safetensors"
-    try:
-        weights = path.read_bytes()
-        state = safetensors.torch.load(weights)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({error}); copy the student folder again or train it again.") from error
-    if hashlib.sha256(weights).hexdigest() != config.get("weights_sha256"):
-        raise UserError(f"{path} does not belong to the config.json beside it; copy the whole student folder again.")
-    try:
-        vocabulary = Vocabulary.from_dict(config["vocabulary"])
-        with torch.random.fork_rng(devices=[]):
-            network = rebuild_network(config["architecture"], len(vocabulary))
-        network.load_state_dict(state)
-        return SavedNetwork(network.eval(), vocabulary, dict(config["settings"]))
-    except (KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{folder / 'config.json'} does not describe the weights beside it ({reason}); use a matching version."
-        ) from error
-
-
-def model_card(config: Mapping[str, Any], parameters: int, card: Mapping[str, Any]) -> str:
-    """Markdown: what the student is, what it was trained on, and whatever ``card`` states."""
-    names = [str(row["name"]) for row in config["vocabulary"]]
-    shown = ", ".join(names[:60]) + (f" and {len(names) - 60} more" if len(names) > 60 else "")
-    kind = {"deeplab": "DeepLabV3+", "mask2former": "Mask2Former"}[config["architecture"]["kind"]]
-    lines = [
-        "---",
-        "library_name: weakly",
-        "pipeline_tag: image-segmentation",
-        "tags: [weakly-supervised, semantic-segmentation, fma-wsss]",
-        "---",
-        "",
-        "# FMA-WSSS student",
-        "",
-        f"{kind} ({parameters:,} parameters), trained on seed maps that frozen foundation models drew from image tags.",
-        "",
-        f"Categories ({len(names)}), and background: {shown}.",
-        "",
-    ]
-    flat = _flatten({**card, "settings": config["settings"]})
-    lines += ["| | |", "|---|---|", *(f"| {key} | {_cell(value)} |" for key, value in flat.items()), ""]
-    lines += ["Method: Foundation Model Assisted Weakly Supervised Semantic Segmentation, WACV 2024.", ""]
-    return "\n".join(lines)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); give a folder that an FMA-WSSS run has written.") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise UserError(
-            f"{path} does not describe an FMA-WSSS student ({FORMAT}); give a folder that such a run wrote."
-        )
-    return config
-
-
-def _flatten(card: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in card.items():
-        name = f"{prefix}{key}"
-        flat |= _flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat
-
-
-def _cell(value: Any) -> str:
-    text = f"{value:.4f}" if isinstance(value, float) and abs(value) >= 1e-3 else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
