@@ -184,8 +184,8 @@ def segmenter(tmp_path_factory) -> SamSegmenter:
 def test_one_prompt_of_many_points_is_sams(segmenter, monkeypatch):
     """The tokens that are decoded are those of SAM's prompt encoder for all points of a class at once."""
     seen = []
-    decode = segmenter.decode
-    monkeypatch.setattr(segmenter, "decode", lambda e, t, i, **kw: seen.append(t) or decode(e, t, i, **kw))
+    decode = segmenter.decode_wanted
+    monkeypatch.setattr(segmenter, "decode_wanted", lambda e, t, wanted: seen.append(t) or decode(e, t, wanted))
     image = picture(40, 64)
     generate_proposals(segmenter, image, PointPrompts(coarse=POINTS.coarse), NO_GRID)
     frame = segmenter.frame((40, 64))

@@ -186,12 +186,11 @@ def grid_boxes(
     tokens = _tokens(segmenter, frame, point_grid(settings.side) * (width, height))
     boxes, scores = [], []
     for part in tokens.split(prompts_per_batch):
-        logits, iou = (values.flatten(0, 1) for values in _decode(segmenter, embedding, part))
-        passed = iou > settings.pred_iou
-        extents = mask_extents(frame, logits[passed], settings.stability_offset)
+        passed, logits, iou = segmenter.decode_wanted(embedding, part, lambda iou: iou > settings.pred_iou)
+        extents = mask_extents(frame, logits, settings.stability_offset)
         keep = (extents.stability >= settings.stability) & (extents.areas > 0)
         boxes.append(extents.boxes[keep].cpu().numpy())
-        scores.append(iou[passed][keep].cpu().numpy())
+        scores.append(iou.flatten()[passed][keep].cpu().numpy())
     found = np.concatenate(boxes)
     return found[nms(found, np.concatenate(scores), settings.nms)]
 
@@ -211,7 +210,7 @@ def point_boxes(
         # A prompt of several points: the token of each, then one padding token, which is the same for all.
         joined = torch.cat([tokens[rows, 0], tokens[rows[:, 0], 1:]], 1)
         found = [
-            _kept_boxes(frame, _decode(segmenter, embedding, part)[0], settings)
+            _kept_boxes(frame, segmenter.decode_wanted(embedding, part, _all)[1], settings)
             for part in joined.split(settings.prompts_per_batch)
         ]
         boxes[torch.from_numpy(members)] = torch.cat(found).cpu()
@@ -290,18 +289,17 @@ def _tokens(segmenter: PromptableSegmenter, frame: Frame, xy: NDArray[np.floatin
     return segmenter.point_tokens(torch.from_numpy(frame.points_to_frame(xy)).float())
 
 
-def _decode(segmenter: PromptableSegmenter, embedding: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (N, 3, 4h, 4w) and predicted IoU (N, 3) of prompts about one image."""
-    image_index = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
-    return segmenter.decode(embedding, tokens, image_index, multimask=True)
+def _all(iou: Tensor) -> Tensor:
+    return torch.ones_like(iou, dtype=torch.bool)
 
 
 def _kept_boxes(frame: Frame, logits: Tensor, settings: ProposalSettings) -> Tensor:
-    """(N, K, 4) boxes of the kept masks of (N, 3, 4h, 4w) logits."""
+    """(N, K, 4) boxes of the kept masks of (3 N, 4h, 4w) logits, three to a prompt."""
     keep = list(settings.keep_masks)
     if settings.level_of == "output":
-        return mask_extents(frame, logits[:, keep].flatten(0, 1)).boxes.unflatten(0, (-1, len(keep)))
-    extents = mask_extents(frame, logits.flatten(0, 1))
+        kept = logits.unflatten(0, (-1, 3))[:, keep].flatten(0, 1)
+        return mask_extents(frame, kept).boxes.unflatten(0, (-1, len(keep)))
+    extents = mask_extents(frame, logits)
     smallest_first = extents.areas.view(-1, 3).argsort(dim=1, stable=True)[:, keep]
     return extents.boxes.view(-1, 3, 4).take_along_dim(smallest_first[..., None], 1)
 
