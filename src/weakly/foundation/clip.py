@@ -176,11 +176,7 @@ class Clip(nn.Module):
         Returns:
             (B, E) float32, differentiable in ``normed``, twice and forward too.
         """
-        vision = self.model.vision_model
-        block = vision.encoder.layers[-1]
-        patches = (last_input + self._attend(block, normed)[0])[:, 1:]
-        patches = vision.post_layernorm(_feed_forward(block, patches))
-        embedding: Tensor = self.model.visual_projection(patches.mean(1))
+        embedding: Tensor = self.model.visual_projection(self._last_patches(last_input, normed).mean(1))
         return embedding.float()
 
     @torch.no_grad()
@@ -190,10 +186,19 @@ class Clip(nn.Module):
         Raises:
             UserError: the sides are no multiples of the patch.
         """
-        hidden = self._embed(pixels)
-        for block in self.model.vision_model.encoder.layers[:-1]:
-            hidden = _feed_forward(block, hidden + self._attend(block, block.layer_norm1(hidden))[0])
+        hidden = self._before_last(pixels)
         return self.tail(hidden, self.last_norm(hidden))
+
+    @torch.no_grad()
+    def patch_embeddings(self, pixels: Tensor) -> Tensor:
+        """(B, 3, p h, p w) pixels to (B, E, h, w): the patches whose mean :meth:`image_features` is.
+
+        Raises:
+            UserError: the sides are no multiples of the patch.
+        """
+        hidden = self._before_last(pixels)
+        patches = self.model.visual_projection(self._last_patches(hidden, self.last_norm(hidden)))
+        return patches.float().mT.unflatten(2, self._grid_of(pixels))
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """N texts to (N, context) int64 ids on the CPU: start, text, end, padded with the end token.
@@ -240,6 +245,21 @@ class Clip(nn.Module):
                 for part in self.tokenize(texts).split(TEXTS_AT_ONCE)
             ]
         )
+
+    def _before_last(self, pixels: Tensor) -> Tensor:
+        """(B, 3, p h, p w) pixels to the (B, 1 + L, K) input of the last block."""
+        hidden = self._embed(pixels)
+        for block in self.model.vision_model.encoder.layers[:-1]:
+            hidden = _feed_forward(block, hidden + self._attend(block, block.layer_norm1(hidden))[0])
+        return hidden
+
+    def _last_patches(self, last_input: Tensor, normed: Tensor) -> Tensor:
+        """(B, L, K) patches after the last block and its norm."""
+        vision = self.model.vision_model
+        block = vision.encoder.layers[-1]
+        patches = (last_input + self._attend(block, normed)[0])[:, 1:]
+        normed_patches: Tensor = vision.post_layernorm(_feed_forward(block, patches))
+        return normed_patches
 
     def _grid_of(self, pixels: Tensor) -> tuple[int, int]:
         height, width = pixels.shape[-2:]

@@ -48,3 +48,40 @@ RECIPES: dict[str, SamTraining] = {
     "gpu": SamTraining(stages=(SamStage(256, 10_000, pictures=48, prompts=12),), lr=1e-3, warmup=500, bf16=True),
 }
 """By where they fit: two CPU cores (with bf16 instructions) for an hour and a half, one GPU for half an hour."""
+
+
+@dataclass(frozen=True)
+class ClipSegStage(Stage):
+    """A stretch of training at one picture size, a multiple of the patch.
+
+    Attributes:
+        pictures: pictures per step.
+    """
+
+    pictures: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSegTraining(StagedTraining[ClipSegStage]):
+    """The recipe of the bundled CLIPSeg's decoder: small pictures teach what a phrase means, full ones where it ends.
+
+    Attributes:
+        phrases: per picture and step; the frozen vision tower runs once for all of them.
+        absent: how many of them are true of nothing in the picture.
+    """
+
+    stages: tuple[ClipSegStage, ...] = (ClipSegStage(128, 1600), ClipSegStage(256, 800, pictures=8))
+    phrases: int = 5
+    absent: int = 2
+    lr: float = 1e-3
+    warmup: int = 100
+    weight_decay: float = 0.01
+
+
+CLIPSEG_RECIPES: dict[str, ClipSegTraining] = {
+    "cpu": ClipSegTraining(),
+    "gpu": ClipSegTraining(
+        stages=(ClipSegStage(128, 6000, 64), ClipSegStage(256, 6000, 64)), phrases=8, absent=3, warmup=500, bf16=True
+    ),
+}
+"""By where they fit: one CPU core for half an hour (where bfloat16 gains nothing: heads are 16 wide), or one GPU."""
