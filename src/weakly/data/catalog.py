@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
+from weakly.data.ade_part import read_ade_part
 from weakly.data.carparts import read_carparts
-from weakly.data.coco import BadPolygons, read_coco
+from weakly.data.coco import read_coco
+from weakly.data.coco_annotation import BadPolygons
 from weakly.data.coco_instances import coco_files, read_coco_instances
 from weakly.data.coco_tags import read_coco2014, read_coco_tags
 from weakly.data.dataset import Dataset
 from weakly.data.partimagenet import read_partimagenet
+from weakly.data.partimagenet40 import read_partimagenet40
+from weakly.data.pascal_part import read_pascal_part
 from weakly.data.tags import read_class_folders, read_tag_csv
 from weakly.data.voc import read_voc
 from weakly.data.voc_instances import INSTANCE_SETS, read_voc_instances
@@ -81,6 +85,11 @@ READERS: dict[str, Callable[[Source], Dataset]] = {
         s.folder(), s.split, allow_ood=s.allow_ood, bad_polygons=s.bad_polygons
     ),
     "menagerie": lambda s: read_partimagenet(s.folder(), s.split, name="menagerie", allow_ood=True),
+    "partimagenet-40": lambda s: read_partimagenet40(
+        s.folder(), s.split, allow_ood=s.allow_ood, bad_polygons=s.bad_polygons
+    ),
+    "pascal-part-116": lambda s: read_pascal_part(s.folder(), s.split),
+    "ade20k-part-234": lambda s: read_ade_part(s.folder(), s.split),
     "carparts": lambda s: read_carparts(s.folder(), s.split),
     "coco": lambda s: read_coco(
         s.below_root(s.annotations, f"annotations/{s.split}.json"),
@@ -132,7 +141,8 @@ def open_dataset(
     """Open a dataset by kind.
 
     Args:
-        kind: boxes and part masks: ``"partimagenet"``, ``"menagerie"``, ``"carparts"`` or ``"coco"``; image tags:
+        kind: boxes and part masks: ``"partimagenet"``, ``"menagerie"``, ``"carparts"`` or ``"coco"``; part masks of
+            named objects: ``"pascal-part-116"``, ``"ade20k-part-234"`` or ``"partimagenet-40"``; image tags:
             ``"voc"`` (from the pixels of its label maps), ``"voc-xml"`` (from its XML), ``"coco2014"``,
             ``"coco-tags"``, ``"tags"`` (a CSV) or ``"class-folders"``; image tags, with the boxes and masks of objects
             as truth: ``"voc-detection"``, ``"voc-instances"`` (the images with masks), ``"voc-pairs"`` (XML beside

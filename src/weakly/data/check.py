@@ -20,15 +20,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from weakly.data.ade_part import FOLDERS as ADE_FOLDERS
 from weakly.data.carparts import FOLDERS as CARPARTS_FOLDERS
 from weakly.data.catalog import open_dataset
 from weakly.data.check_files import image_problems, label_map_problems, size_file_problems
-from weakly.data.check_objects import object_map_problems
+from weakly.data.check_objects import object_map_problems, whole_problems
 from weakly.data.dataset import Dataset, Problem, Record
 from weakly.data.images import SUFFIXES
 from weakly.data.partimagenet import is_ood
 from weakly.data.voc import other_splits
 from weakly.data.voc_instances import DETECTION_SETS, INSTANCE_SETS
+from weakly.errors import UserError
 from weakly.labels import Sample
 
 COMPARED_LABEL_MAPS = 64
@@ -43,7 +45,8 @@ class CategoryCount:
         name: of the category.
         images: that show it.
         boxes: weak labels (clicks where there are no boxes, tags where there are neither).
-        masks: truth masks; with object maps, the objects of images that have one.
+        masks: truth masks; with object maps, the objects of images that have one; of images without weak labels, the
+            part maps that show it.
         objects: true objects, where the dataset states them apart from weak labels.
     """
 
@@ -63,7 +66,7 @@ class CheckReport:
         split: that was checked.
         images: usable records.
         annotations: weak labels on them.
-        unannotated: usable records without a weak label.
+        unannotated: usable records without a weak label or, where there are none, a category in their part map.
         queries: the number of queries S that images were compared with.
         over_queries: images with more parts than queries; a method with S queries cannot predict all of them.
         categories: one count per category, in the vocabulary's order.
@@ -196,19 +199,22 @@ def check_dataset(
     compared = set(np.linspace(0, len(dataset) - 1, min(len(dataset), COMPARED_LABEL_MAPS)).astype(int).tolist())
     size_files = _size_file_folder(dataset)
 
-    def inspect(position: int) -> list[Problem]:
+    def inspect(position: int) -> tuple[list[Problem], list[int]]:
         record = dataset.records[position]
         found = list(image_problems(record, fast=fast))
         found += label_map_problems(dataset, position, fast=fast, compare=position in compared)
         found += object_map_problems(dataset, position, fast=fast)
+        found += whole_problems(dataset, position, fast=fast)
         if size_files is not None:
             found += size_file_problems(record, size_files)
         found += _crowded(dataset, position, queries)
-        return found
+        return found, [] if fast else _mapped_labels(dataset, position)
 
+    mapped: list[list[int]] = []
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for done, found in enumerate(pool.map(inspect, range(len(dataset))), 1):
+        for done, (found, shown) in enumerate(pool.map(inspect, range(len(dataset))), 1):
             problems += found
+            mapped.append(shown)
             if progress is not None:
                 progress(done, len(dataset))
     parts = [_part_labels(dataset, i) for i in range(len(dataset))]
@@ -217,10 +223,10 @@ def check_dataset(
         split=dataset.split,
         images=len(dataset),
         annotations=sum(len(labels) for labels in parts),
-        unannotated=sum(len(labels) == 0 for labels in parts),
+        unannotated=sum(not (labels or shown) for labels, shown in zip(parts, mapped, strict=True)),
         queries=queries,
         over_queries=sum(len(labels) > queries for labels in parts),
-        categories=_category_counts(dataset, parts),
+        categories=_category_counts(dataset, parts, mapped),
         problems=tuple(problems),
         content_hash=content_hash(dataset),
     )
@@ -237,11 +243,16 @@ def content_hash(dataset: Dataset) -> str:
         with Path(annotations).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     entries = sorted(
-        (r.sample.path.name, str(r.sample.image_id), _file_size(r.sample.path), _tag_text(r.sample), _object_text(r))
+        (
+            r.sample.path.name,
+            str(r.sample.image_id),
+            _file_size(r.sample.path),
+            f"{_tag_text(r.sample)}{_object_text(r)}{_map_text(r)}",
+        )
         for r in dataset.records
     )
-    for name, image_id, size, tags, objects in entries:
-        digest.update(f"{name}\0{image_id}\0{size}\0{tags}{objects}".encode())
+    for name, image_id, size, labels in entries:
+        digest.update(f"{name}\0{image_id}\0{size}\0{labels}".encode())
     return digest.hexdigest()
 
 
@@ -255,6 +266,15 @@ def _object_text(record: Record) -> str:
     if record.sample.boxes is not None or not record.instances:
         return ""
     return repr([(i.label, i.box, i.difficult, i.crowd) for i in record.instances]) + "\0"
+
+
+def _map_text(record: Record) -> str:
+    """Sizes of the maps that are all the labels of an image."""
+    sample = record.sample
+    if not (sample.boxes is None and sample.points is None and sample.tags is None and record.instances is None):
+        return ""
+    paths = [path for path in (record.label_map_path, record.whole_map_path) if path is not None]
+    return "".join(f"{_file_size(path)}\0" for path in paths)
 
 
 def _file_size(path: Path) -> int:
@@ -281,7 +301,7 @@ def leaked_stems(dataset: Dataset, others: Mapping[str, set[str]]) -> Iterator[P
 
 
 def _split_problems(kind: str, root: Path, dataset: Dataset) -> Iterator[Problem]:
-    if kind == "partimagenet" and is_ood(root, dataset.split):
+    if kind in {"partimagenet", "partimagenet-40"} and is_ood(root, dataset.split):
         message = f"The object classes of split {dataset.split!r} are disjoint from another split's: the OOD split."
         remedy = "Use PartImageNet_Seg, unless the OOD split is what you want."
         yield Problem("ood-split", "error", str(root), dataset.split, message, remedy)
@@ -305,7 +325,7 @@ def _stems_elsewhere(kind: str, root: Path, dataset: Dataset) -> dict[str, set[s
     else:
         parent = root / "images"
         folders = {path.name: path for path in sorted(parent.iterdir())} if parent.is_dir() else {}
-        folders.pop(split, None)
+        folders.pop(ADE_FOLDERS[split] if kind == "ade20k-part-234" else split, None)
     return {
         name: {path.stem for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
         for name, folder in folders.items()
@@ -328,6 +348,18 @@ def _part_labels(dataset: Dataset, position: int) -> list[int]:
     return [] if given is None else [int(label) for label in given.labels]
 
 
+def _mapped_labels(dataset: Dataset, position: int) -> list[int]:
+    """Categories in the part map of an image without weak labels; none where it cannot be read, which is reported."""
+    sample = dataset[position]
+    if any(labels is not None for labels in (sample.boxes, sample.points, sample.tags)):
+        return []
+    try:
+        label_map = dataset.label_map(position)
+    except UserError:
+        return []
+    return [] if label_map is None else [int(k) for k in np.unique(label_map) if k < len(dataset.vocabulary)]
+
+
 def _crowded(dataset: Dataset, position: int, queries: int) -> list[Problem]:
     count = len(_part_labels(dataset, position))
     if count <= queries:
@@ -340,10 +372,14 @@ def _crowded(dataset: Dataset, position: int, queries: int) -> list[Problem]:
     ]
 
 
-def _category_counts(dataset: Dataset, parts: list[list[int]]) -> tuple[CategoryCount, ...]:
+def _category_counts(dataset: Dataset, parts: list[list[int]], mapped: list[list[int]]) -> tuple[CategoryCount, ...]:
     boxes = Counter(label for labels in parts for label in labels)
-    images = Counter(label for labels in parts for label in set(labels))
-    masks = Counter(label for record in dataset.records for label in _masked_labels(record))
+    images = Counter(label for labels in [*parts, *mapped] for label in set(labels))
+    masks = Counter(
+        label
+        for record, shown in zip(dataset.records, mapped, strict=True)
+        for label in shown or _masked_labels(record)
+    )
     stated_apart = (record.instances or () for record in dataset.records if record.sample.boxes is None)
     objects = Counter(instance.label for instances in stated_apart for instance in instances if not instance.crowd)
     names = dataset.vocabulary.names

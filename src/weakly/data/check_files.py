@@ -10,12 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weakly.data.coco import load_json
-from weakly.data.dataset import Dataset, Problem, Record
+from weakly.data.dataset import VOID, WIDE_VOID, Dataset, Problem, Record
 from weakly.data.images import ImageHeader, image_header, read_image
 from weakly.errors import UserError
-
-VOID = 255
-"""Value in label maps that no score counts."""
 
 MIN_AGREEMENT = 0.8
 """Share of part pixels on which polygons and label map must name the same category (their borders may differ)."""
@@ -104,16 +101,11 @@ def label_map_problems(dataset: Dataset, position: int, *, fast: bool = False, c
         stored = read_image(path, mode="index")
     except UserError as error:
         return [Problem("label-map-unreadable", "error", str(path), index, str(error), "Export the part map again.")]
-    strange = _strange_values(dataset, stored)
+    strange = sorted(set(np.unique(stored).tolist()) - set(dataset.label_values(position)) - {VOID, WIDE_VOID})
     if strange:
         message = f"The part map holds the values {strange[:8]}, which are no category ids."
         return [Problem("label-map-value", "error", str(path), index, message, "Export the part map again.")]
     return _disagreement(dataset, position, str(path), index) if compare else []
-
-
-def _strange_values(dataset: Dataset, stored: NDArray[Any]) -> list[int]:
-    known = {dataset.vocabulary.source_id(i) for i in range(len(dataset.vocabulary))}
-    return sorted(set(np.unique(stored).tolist()) - known - {dataset.label_map_background, VOID})
 
 
 def _disagreement(dataset: Dataset, position: int, file: str, index: str) -> list[Problem]:

@@ -1,4 +1,4 @@
-"""What ``weakly data check`` finds in the object map of one record: whether it means the objects of the annotation."""
+"""What ``weakly data check`` finds in the object maps of one record: whether they mean the objects of the labels."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weakly.data.check_files import VOID
-from weakly.data.dataset import Dataset, Instance, Problem, Record
+from weakly.data.dataset import VOID, Dataset, Instance, Problem, Record
 from weakly.data.geometry import box_difference
 from weakly.data.images import image_header, read_image
+from weakly.data.object_parts import object_table
 from weakly.errors import UserError
 from weakly.segmentation import encode_masks, rle_boxes
 
@@ -106,3 +106,55 @@ def _other_categories(dataset: Dataset, position: int, object_map: NDArray[Any])
             stated, shown = names[instance.label], names[most]
             messages.append(f"Object {instance.number} is a {stated!r} but its pixels are {shown!r} in the label map.")
     return messages
+
+
+MIN_SAME_OBJECT = 0.8
+"""Share of the pixels with a part label that must lie on the whole object the part belongs to."""
+
+
+def whole_problems(dataset: Dataset, position: int, *, fast: bool = False) -> list[Problem]:
+    """Problems of the masks of whole objects of one record; none if the record has none.
+
+    Args:
+        dataset: its part labels are compared with them.
+        position: of the record.
+        fast: read the header only.
+    """
+    record = dataset.records[position]
+    path, index = record.whole_map_path, f"image id {record.sample.image_id}"
+    if path is None and record.wholes is None:
+        return []
+    file = str(record.sample.path if path is None else path)
+    remedy = "Export the object map again."
+    try:
+        if path is not None and (size := image_header(path).size) != record.sample.size:
+            (height, width), (own_height, own_width) = size, record.sample.size
+            message = f"The object map is {height} x {width} but the image is {own_height} x {own_width}."
+            return [Problem("object-map-size", "error", file, index, message, remedy)]
+        if fast:
+            return []
+        object_map = dataset.object_map(position)
+        strange = [] if path is None else np.unique(read_image(path, mode="index")).tolist()
+    except UserError as error:
+        return [Problem("object-map-unreadable", "error", file, index, str(error), remedy)]
+    strange = [value for value in strange if value >= len(dataset.wholes) and value != VOID]
+    if strange:
+        message = f"The object map holds the values {strange[:8]}, which are no objects."
+        return [Problem("object-map-value", "error", file, index, message, remedy)]
+    share = _on_own_object(dataset, position, object_map)
+    if share >= MIN_SAME_OBJECT:
+        return []
+    message = f"Only {share:.0%} of the pixels with a part label lie on the object that the part belongs to."
+    return [Problem("object-map-disagrees", "warning", file, index, message, "Check that both maps are of one image.")]
+
+
+def _on_own_object(dataset: Dataset, position: int, object_map: NDArray[Any]) -> float:
+    try:
+        label_map = dataset.label_map(position)
+    except UserError:
+        return 1.0  # reported as a problem of the label map
+    if label_map is None or label_map.shape != object_map.shape:
+        return 1.0
+    labelled = label_map < len(dataset.vocabulary)
+    same = object_table(dataset.vocabulary)[1][label_map[labelled]] == object_map[labelled]
+    return float(same.mean()) if same.size else 1.0

@@ -18,34 +18,24 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from weakly.data.dataset import Dataset, Instance, Problem, Record
-from weakly.data.geometry import (
-    Box,
-    box_difference,
-    box_from_xywh,
-    clip_box,
-    numbers,
-    rings_extent,
-    rle_extent,
-    usable_rings,
+from weakly.data.coco_annotation import (
+    BadPolygons,
+    Entry,
+    Reading,
+    first_ring_is_bad,
+    gather_annotation,
+    gather_crowd_region,
 )
+from weakly.data.dataset import Dataset, Record
 from weakly.data.images import MAX_PIXELS, confined, image_size
 from weakly.errors import UserError
 from weakly.labels import Boxes, Points, Sample
 from weakly.vocabulary import Category, Vocabulary
-
-EXTENT_TOLERANCE_PIXELS = 2.0
-EXTENT_TOLERANCE_SHARE = 0.05
-"""A box side may differ from its mask's extent by 2 pixels or 5 % of the box's longer side, whichever is more."""
-
-BadPolygons = Literal["ring", "annotation"]
-"""What a degenerate polygon ring costs: itself, or (released WPS-SAM code, where it comes first) its annotation."""
 
 _CORRECT = "Correct it in the annotation file."
 
@@ -91,7 +81,7 @@ def read_coco(
     for key in ("images", "annotations", "categories"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):
             raise UserError(f"The file {annotations} has no list {key!r}; give a COCO instance annotation file.")
-    reading = _Reading(str(annotations), bad_polygons)
+    reading = Reading(str(annotations), bad_polygons)
     vocabulary, category_index = _categories(document["categories"], drop, default_object, reading)
     entries = _images(document["images"], images, reading)
     _annotations(document["annotations"], entries, category_index, reading)
@@ -128,42 +118,6 @@ def load_json(path: Path) -> Any:
         raise UserError(f"The file {path} is not JSON in UTF-8 ({error}); export it again.") from error
 
 
-@dataclass
-class _Reading:
-    """What accumulates while one file is read."""
-
-    file: str
-    bad_polygons: BadPolygons = "ring"
-    problems: list[Problem] = field(default_factory=list)
-    no_mask: list[tuple[int | str, int]] = field(default_factory=list)
-    left_out: set[int | str] = field(default_factory=set)
-    dropped_categories: set[int] = field(default_factory=set)
-    expects_boxes: bool = False
-    expects_masks: bool = False
-
-    def report(
-        self, check: str, severity: str, index: str, message: str, remedy: str, *, file: str | None = None
-    ) -> None:
-        self.problems.append(Problem(check, severity, file or self.file, index, message, remedy))
-
-
-@dataclass
-class _Entry:
-    """One image and the labels gathered for it."""
-
-    image_id: int | str
-    index: str
-    path: Path
-    size: tuple[int, int]
-    boxes: list[Box] = field(default_factory=list)
-    box_labels: list[int] = field(default_factory=list)
-    points: list[tuple[float, float]] = field(default_factory=list)
-    point_labels: list[int] = field(default_factory=list)
-    truth: list[tuple[int, Any]] = field(default_factory=list)
-    instances: list[Instance] = field(default_factory=list)
-    seen: int = 0
-
-
 def _where(section: str, position: int, row: Any) -> str:
     identity = row.get("id") if isinstance(row, Mapping) else None
     return f"{section}[{position}]" + ("" if identity is None else f" (id {identity})")
@@ -179,7 +133,7 @@ def _id_order(identity: int | str) -> tuple[bool, int, str]:
 
 
 def _categories(
-    rows: Sequence[Any], drop: Sequence[str], default_object: str | None, reading: _Reading
+    rows: Sequence[Any], drop: Sequence[str], default_object: str | None, reading: Reading
 ) -> tuple[Vocabulary, dict[int, int]]:
     """The vocabulary in order of id, and {source id: index}."""
     usable: dict[int, tuple[str, str | None]] = {}
@@ -207,9 +161,9 @@ def _categories(
     return Vocabulary(categories), {identity: index for index, identity in enumerate(sorted(usable))}
 
 
-def _images(rows: Sequence[Any], root: Path, reading: _Reading) -> dict[int | str, _Entry]:
+def _images(rows: Sequence[Any], root: Path, reading: Reading) -> dict[int | str, Entry]:
     """{image id: entry} of the usable images."""
-    entries: dict[int | str, _Entry] = {}
+    entries: dict[int | str, Entry] = {}
     files: dict[Path, str] = {}
     for position, row in enumerate(rows):
         where = _where("images", position, row)
@@ -234,7 +188,7 @@ def _images(rows: Sequence[Any], root: Path, reading: _Reading) -> dict[int | st
     return entries
 
 
-def _image(identity: int | str, where: str, row: Mapping[str, Any], root: Path, reading: _Reading) -> _Entry | None:
+def _image(identity: int | str, where: str, row: Mapping[str, Any], root: Path, reading: Reading) -> Entry | None:
     try:
         path = confined(root, row["file_name"])
     except UserError as error:
@@ -260,14 +214,14 @@ def _image(identity: int | str, where: str, row: Mapping[str, Any], root: Path, 
         message = f"The stated size {height} x {width} is above the cap of {MAX_PIXELS} pixels."
         reading.report("malformed-image", "error", where, message, _CORRECT)
         return None
-    return _Entry(identity, where, path, (height, width))
+    return Entry(identity, where, path, (height, width))
 
 
 def _annotations(
     rows: Sequence[Any],
-    entries: Mapping[int | str, _Entry],
+    entries: Mapping[int | str, Entry],
     category_index: Mapping[int, int],
-    reading: _Reading,
+    reading: Reading,
 ) -> None:
     """Gather every annotation into its image's entry."""
     reading.expects_masks = any(isinstance(row, Mapping) and row.get("segmentation") is not None for row in rows)
@@ -299,128 +253,15 @@ def _annotations(
         elif row.get("iscrowd"):
             message = "A crowd region is not one instance; it is left out."
             reading.report("crowd-region", "warning", where, message, "Nothing to do.")
-            _crowd_region(row, where, entry, category_index[row["category_id"]], reading)
-        elif reading.bad_polygons == "annotation" and _first_ring_is_bad(row.get("segmentation")):
+            gather_crowd_region(row, where, entry, category_index[row["category_id"]], reading)
+        elif reading.bad_polygons == "annotation" and first_ring_is_bad(row.get("segmentation")):
             message = "The first polygon ring has fewer than 3 points; the annotation is left out, as asked."
             reading.report("degenerate-polygon", "warning", where, message, "Draw it again or remove it.")
         else:
-            _annotation(row, where, entry, category_index[row["category_id"]], reading)
+            gather_annotation(row, where, entry, category_index[row["category_id"]], reading)
 
 
-def _first_ring_is_bad(segmentation: Any) -> bool:
-    """The released code's test: the first ring has four numbers or fewer."""
-    rings = segmentation if isinstance(segmentation, list) else []
-    return bool(rings) and isinstance(rings[0], list) and len(rings[0]) <= 4
-
-
-def _annotation(row: Mapping[str, Any], where: str, entry: _Entry, label: int, reading: _Reading) -> None:
-    mask, extent = _mask(row, where, entry, reading)
-    if mask is not None:
-        entry.truth.append((label, mask))
-    elif reading.expects_masks:
-        reading.no_mask.append((entry.image_id, label))
-    point = _point(row, where, entry, reading)
-    box = _box(row, where, entry, extent, reading, needed=point is None)
-    true_box = clip_box(extent, entry.size) if box is None and extent is not None else box
-    if true_box is not None:
-        entry.instances.append(Instance(label, true_box, mask))
-    if box is not None:
-        entry.boxes.append(box)
-        entry.box_labels.append(label)
-        point = point or ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-    if point is not None:
-        entry.points.append(point)
-        entry.point_labels.append(label)
-
-
-def _crowd_region(row: Mapping[str, Any], where: str, entry: _Entry, label: int, reading: _Reading) -> None:
-    """Keep a crowd region for evaluation, which passes over what is found there; its own defects do not matter."""
-    unheard = replace(reading, problems=[])
-    mask, extent = _mask(row, where, entry, unheard)
-    box = _box(row, where, entry, extent, unheard, needed=False)
-    if box is not None:
-        entry.instances.append(Instance(label, box, mask, difficult=True, crowd=True))
-
-
-def _mask(row: Mapping[str, Any], where: str, entry: _Entry, reading: _Reading) -> tuple[Any, Box | None]:
-    """The usable part of ``segmentation`` and its extent; (None, None) where there is none."""
-    segmentation = row.get("segmentation")
-    if segmentation is None and not reading.expects_masks:
-        return None, None
-    if isinstance(segmentation, Mapping):
-        extent = rle_extent(segmentation, entry.size)
-        if extent is not None:
-            return dict(segmentation), extent
-        message = f"The RLE is malformed, empty or not of the image's size {list(entry.size)}; only the box is used."
-        reading.report("no-mask", "warning", where, message, "Draw or encode the mask again.")
-        return None, None
-    rings, dropped = usable_rings(segmentation if isinstance(segmentation, list) else [])
-    if dropped:
-        message = f"{dropped} polygon ring(s) with fewer than 3 points or without area are dropped."
-        reading.report("degenerate-polygon", "warning", where, message, "Draw them again or remove them.")
-    if not rings:
-        message = "No usable mask; the box is used for training and evaluation counts no mask."
-        reading.report("no-mask", "warning", where, message, "Draw the mask again.")
-        return None, None
-    extent = rings_extent(rings)
-    overhang = max(-extent[0], -extent[1], extent[2] - entry.size[1], extent[3] - entry.size[0])
-    if overhang > 1:
-        message = f"The polygon leaves the image by {overhang:.1f} pixels; it is cut at the border."
-        reading.report("polygon-outside", "warning", where, message, "Nothing to do if that is intended.")
-    return rings, extent
-
-
-def _box(
-    row: Mapping[str, Any], where: str, entry: _Entry, extent: Box | None, reading: _Reading, *, needed: bool
-) -> Box | None:
-    """The clipped box of an annotation, or of its mask where it states none."""
-    inside = None if extent is None else clip_box(extent, entry.size)
-    if row.get("bbox") is None:
-        if inside is not None:
-            message = "The annotation has no bbox; its mask's extent is used."
-            reading.report("missing-box", "warning", where, message, "Nothing to do if that is intended.")
-        elif needed:
-            message = "The annotation has neither box, mask nor point and is left out."
-            reading.report("missing-box", "error", where, message, "Give it a bbox [x, y, width, height].")
-        return inside
-    xywh = numbers(row["bbox"], 4)
-    stated = None if xywh is None else box_from_xywh(xywh)
-    box = None if stated is None else clip_box(stated, entry.size)
-    if stated is None or box is None:
-        height, width = entry.size
-        message = f"The box {row['bbox']!r} has less than 1 pixel inside the {width} x {height} image and is dropped."
-        reading.report("box-dropped", "error", where, message, "Give it a bbox [x, y, width, height] in pixels.")
-        return None
-    if box_difference(stated, box) > 0.01:
-        message = f"The box {row['bbox']!r} leaves the image and is clipped."
-        reading.report("box-clipped", "warning", where, message, "Nothing to do if that is intended.")
-    tolerance = max(EXTENT_TOLERANCE_PIXELS, EXTENT_TOLERANCE_SHARE * max(box[2] - box[0], box[3] - box[1]))
-    if inside is not None and (difference := box_difference(box, inside)) > tolerance:
-        message = f"The box differs from its mask's extent by {difference:.1f} pixels; the box is used."
-        reading.report("box-mask-mismatch", "warning", where, message, "Check that bbox is [x, y, width, height].")
-    return box
-
-
-def _point(row: Mapping[str, Any], where: str, entry: _Entry, reading: _Reading) -> tuple[float, float] | None:
-    """``point``, or the one visible keypoint; None where neither is given or it lies outside the image."""
-    stated = row.get("point")
-    keypoints = row.get("keypoints")
-    if stated is None and isinstance(keypoints, list):
-        triples = [keypoints[i : i + 3] for i in range(0, len(keypoints) - 2, 3)]
-        visible = [triple[:2] for triple in triples if triple[2]]
-        stated = visible[0] if len(visible) == 1 else None
-    if stated is None:
-        return None
-    xy = numbers(stated, 2)
-    height, width = entry.size
-    if xy is None or not (0 <= xy[0] < width and 0 <= xy[1] < height):
-        message = f"The point {stated!r} is not inside the image; the box centre is used."
-        reading.report("point-outside", "warning", where, message, "Give [x, y] in pixels.")
-        return None
-    return xy[0], xy[1]
-
-
-def _record(entry: _Entry, reading: _Reading) -> Record:
+def _record(entry: Entry, reading: Reading) -> Record:
     if not entry.seen:
         message = "The image has no annotation; it is kept as background only."
         reading.report("unannotated-image", "warning", entry.index, message, "Annotate it if it shows a category.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,24 @@ from numpy.typing import NDArray
 
 from weakly.data.geometry import Box
 from weakly.data.images import read_image
+from weakly.data.object_parts import object_table
 from weakly.labels import Sample
-from weakly.segmentation import Rle, Segmentation, encode_masks, rle_areas, rle_boxes, rle_from_coco
+from weakly.segmentation import (
+    Rle,
+    Segmentation,
+    decode_masks,
+    encode_masks,
+    rle_areas,
+    rle_boxes,
+    rle_from_coco,
+)
 from weakly.vocabulary import Vocabulary
+
+VOID = 255
+"""Value in label maps that no score counts; :data:`WIDE_VOID` where 255 is a category or the background."""
+
+WIDE_VOID = 65535
+"""Value in 16-bit label maps and in object maps that no score counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +115,9 @@ class Record:
         label_map_path: palette or grey PNG of category *source* ids, where the dataset ships one.
         instances: the true objects, boxes included; None where nobody says which there are.
         object_map_path: palette or grey PNG with the masks of ``instances``: value o is the object of number o.
+        label_values: {value in ``label_map_path``: category index} where it differs between images; None: source ids.
+        whole_map_path: PNG of the whole objects that the categories are parts of: indices of ``Dataset.wholes``.
+        wholes: the same as ``(index of Dataset.wholes, COCO segmentation)``, later ones on top; None where unknown.
     """
 
     sample: Sample
@@ -107,6 +125,9 @@ class Record:
     label_map_path: Path | None = None
     instances: tuple[Instance, ...] | None = None
     object_map_path: Path | None = None
+    label_values: Mapping[int, int] | None = None
+    whole_map_path: Path | None = None
+    wholes: tuple[tuple[int, Any], ...] | None = None
 
     @property
     def masked_instances(self) -> tuple[Instance, ...]:
@@ -124,7 +145,9 @@ class Dataset:
         vocabulary: the categories; index C is background.
         records: one per usable image.
         problems: what the reader found and repaired or left out.
-        label_map_background: value that means background in the label PNGs (source ids elsewhere); 255 is void.
+        label_map_background: value that means background in the label PNGs (source ids elsewhere); 255 is void. None
+            where they leave out what has no category: that is background outside the whole objects and void on them.
+        wholes: names of whole objects, those without a category too, as the records number them.
     """
 
     name: str
@@ -134,6 +157,7 @@ class Dataset:
     problems: tuple[Problem, ...] = ()
     label_map_background: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    wholes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -216,21 +240,72 @@ class Dataset:
         return self.select([index for index, is_known in enumerate(known) if is_known])
 
     def label_map(self, index: int) -> NDArray[Any] | None:
-        """(H, W) category per pixel, background C, void 255, of the dataset's own PNG; None where there is none."""
-        path = self.records[index].label_map_path
-        if path is None:
+        """(H, W) category per pixel, background C, void 255, of the dataset's own PNG; None where there is none.
+
+        uint8; from 255 categories on uint16, and void is 65535.
+        """
+        record = self.records[index]
+        if record.label_map_path is None:
             return None
-        stored = read_image(path, mode="index")
-        lookup = np.full(max(256, int(stored.max()) + 1), 255, np.uint8)
-        for category in range(len(self.vocabulary)):
-            lookup[self.vocabulary.source_id(category)] = category
+        stored = read_image(record.label_map_path, mode="index")
+        meaning = self.label_values(index)
+        wide = self.vocabulary.background >= VOID
+        void = WIDE_VOID if wide else VOID
+        lookup = np.full(max(int(stored.max()), *meaning, 0) + 1, void, np.uint16 if wide else np.uint8)
+        lookup[list(meaning)] = list(meaning.values())
+        labels = lookup[stored]
+        if self.label_map_background is None and _states_wholes(record):
+            elsewhere = self.object_map(index) == len(object_table(self.vocabulary)[0])
+            labels[(labels == void) & elsewhere] = self.vocabulary.background
+        return labels
+
+    def label_values(self, index: int) -> dict[int, int]:
+        """{value in the label PNG of an image: category, or C for background}; other values are void."""
+        record, vocabulary = self.records[index], self.vocabulary
+        own = record.label_values
+        meaning = {vocabulary.source_id(c): c for c in range(len(vocabulary))} if own is None else dict(own)
         if self.label_map_background is not None:
-            lookup[self.label_map_background] = self.vocabulary.background
-        return lookup[stored]
+            meaning[self.label_map_background] = vocabulary.background
+        return meaning
+
+    def object_map(self, index: int) -> NDArray[np.uint16]:
+        """(H, W) uint16 object per pixel, with a part label or without one.
+
+        From the dataset's own masks of whole objects where it has them, else from its part masks.
+
+        Returns:
+            Indices into the sorted names of the objects that own a category
+            (:func:`~weakly.data.object_parts.object_table`); their number where none of them is; 65535 where nobody
+            knows.
+        """
+        record = self.records[index]
+        objects, owners = object_table(self.vocabulary)
+        if not _states_wholes(record):
+            labels = self.truth(index).to_label_map(self.vocabulary.background)
+            lookup = np.append(owners, [len(objects), WIDE_VOID]).astype(np.uint16)
+            return lookup[np.minimum(labels, len(lookup) - 1)]
+        numbers = {name: number for number, name in enumerate(objects)}
+        own = np.array([numbers.get(name, len(objects)) for name in self.wholes] + [len(objects)], np.uint16)
+        return own[np.minimum(_stored_wholes(record, len(self.wholes)), len(self.wholes))]
 
     def select(self, indices: Sequence[int]) -> Dataset:
         """The same dataset with only these images, in this order."""
         return replace(self, records=tuple(self.records[i] for i in indices))
+
+
+def _states_wholes(record: Record) -> bool:
+    return record.whole_map_path is not None or record.wholes is not None
+
+
+def _stored_wholes(record: Record, nothing: int) -> NDArray[Any]:
+    """(H, W) index of the whole object as a record numbers them; any value from ``nothing`` on where there is none."""
+    if record.whole_map_path is not None:
+        return read_image(record.whole_map_path, mode="index")
+    canvas = np.full(record.sample.size, nothing, np.uint16)
+    for number, segmentation in record.wholes or ():
+        (mask,) = decode_masks((rle_from_coco(segmentation, record.sample.size),), record.sample.size)
+        canvas[mask] = number
+    return canvas
 
 
 def _instance_rles(record: Record) -> tuple[Rle, ...] | None:

@@ -16,7 +16,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from weakly.data.coco import BadPolygons, read_coco
+from weakly.data.coco import read_coco
+from weakly.data.coco_annotation import BadPolygons
 from weakly.data.dataset import Dataset, Problem, Record
 from weakly.data.images import confined
 from weakly.errors import UserError

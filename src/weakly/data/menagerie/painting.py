@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from weakly.data.menagerie.kinds import ROLES, Kind
+from weakly.data.menagerie.kinds import Kind
+from weakly.data.menagerie.roles import ROLES
 from weakly.data.menagerie.shapes import Points
 from weakly.data.menagerie.textures import Coat, Plane, noise
 

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from weakly.data.menagerie.kinds import RGB
+from weakly.data.menagerie.roles import RGB
 
 Plane = NDArray[np.float32]
 

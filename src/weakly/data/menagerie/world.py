@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from weakly.data.menagerie.kinds import KINDS, PARTS_OF, ROLES
+from weakly.data.menagerie.kinds import KINDS, PARTS_OF
+from weakly.data.menagerie.roles import ROLES
 from weakly.data.menagerie.textures import SETTINGS
 from weakly.errors import UserError, WeaklyError
 from weakly.files import remove_leftovers, write_atomic, write_json

@@ -139,13 +139,13 @@ def _draw(world: World, split: str, index: int) -> Entry:
     return {
         "files": list(files),
         "file_name": f"{stem}.JPEG",
-        "parts": _instances(scene.part_map, categories),
-        "objects": _instances(scene.object_map, kinds),
+        "parts": part_instances(scene.part_map, categories),
+        "objects": part_instances(scene.object_map, kinds),
     }
 
 
-def _instances(numbered: NDArray[np.uint8], categories: Sequence[int]) -> list[dict[str, Any]]:
-    """COCO annotations of the instances of a map (0 none, k instance ``k - 1``), without ids."""
+def part_instances(numbered: NDArray[np.uint8], categories: Sequence[int]) -> list[dict[str, Any]]:
+    """COCO annotations of the N instances of an (H, W) map (0 none, k instance ``k - 1``), without ids."""
     instances = []
     for number, category in enumerate(categories, 1):
         mask = numbered == number
@@ -167,12 +167,21 @@ def _finish(world: World, split: str, entries: Sequence[Entry]) -> None:
     kinds = [(kind.name, kind.super_category) for kind in KINDS.values()]
     parts = list(zip(PART_NAMES, PART_SUPER_CATEGORIES, strict=True))
     for folder, key, categories in ((f"{split}_whole", "objects", kinds), (split, "parts", parts)):
-        document = _coco(entries, key, categories, world.size)
+        document = coco_document(entries, key, categories, world.size)
         write_json(world.root / "annotations" / folder / f"{split}.json", document, indent=None)
 
 
-def _coco(entries: Sequence[Entry], key: str, categories: Sequence[tuple[str, str]], size: int) -> dict[str, Any]:
-    """The COCO document; image ids from 0, annotation ids from 1 (0 means "unmatched" to COCO's evaluation)."""
+def coco_document(
+    entries: Sequence[Entry], key: str, categories: Sequence[tuple[str, str]], size: int
+) -> dict[str, Any]:
+    """The COCO document of a split; image ids from 0, annotation ids from 1 (0 means "unmatched" to COCO's evaluation).
+
+    Args:
+        entries: of the scenes.
+        key: under which they hold their annotations.
+        categories: (name, supercategory) of ids 0, 1, ...
+        size: side of the square images, pixels.
+    """
     found = [(image_id, row) for image_id, entry in enumerate(entries) for row in entry[key]]
     return {
         "images": [
