@@ -125,6 +125,14 @@ class Predictor(ABC):
         results = self.predict(sources, batch_size=batch_size)
         return [result for result in results if isinstance(result, Segmentation)]
 
+    def with_names(self, names: str) -> Predictor:  # noqa: ARG002
+        """The same student, asked for other parts of other objects, e.g. ``"dog: head, torso; cat: tail"``.
+
+        Raises:
+            UserError: this student knows the names it was trained on and no others, or the names are malformed.
+        """
+        raise UserError("This student segments the names it was trained on and no others; leave the names out.")
+
 
 def _as_is(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image

@@ -154,10 +154,19 @@ def parameter_groups(
 
 def norm_parameters(module: nn.Module) -> set[str]:
     """Names of the scales and shifts of all normalisation layers inside ``module``."""
+    return _parameters_of(module, NORMS)
+
+
+def embedding_parameters(module: nn.Module) -> set[str]:
+    """Names of the tables of all embedding layers inside ``module``."""
+    return _parameters_of(module, (nn.Embedding, nn.EmbeddingBag))
+
+
+def _parameters_of(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> set[str]:
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, layer in module.named_modules()
-        if isinstance(layer, NORMS)
+        if isinstance(layer, kinds)
         for name, _ in layer.named_parameters(recurse=False)
     }
 

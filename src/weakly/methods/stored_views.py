@@ -1,0 +1,75 @@
+"""Features of a training set in the feature store, in one or more views (mirrored ...), for any frozen encoder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+from weakly.data.dataset import Dataset
+from weakly.errors import UserError
+from weakly.foundation.feature_build import ReadImage
+from weakly.foundation.feature_codec import FeatureDtype
+from weakly.foundation.features import BuildReport, Features, FeatureStore
+from weakly.foundation.promptable import PromptableSegmenter
+from weakly.methods.base import Skipped, Workspace
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class StoredViews:
+    """Every view of the images that can be read.
+
+    Attributes:
+        kept: their indices in the dataset.
+        features: of these images, one collection per view.
+        skipped: the other images, and why.
+    """
+
+    kept: tuple[int, ...]
+    features: tuple[Features, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def store_views(
+    encoder: PromptableSegmenter, dataset: Dataset, views: Mapping[str, ReadImage], workspace: Workspace
+) -> StoredViews:
+    """Encode what the stores of the views lack, and hold the features of the images that every view could read.
+
+    Args:
+        encoder: has the attributes that :class:`~weakly.foundation.features.FeatureStore` asks for.
+        dataset: its images.
+        views: {variant of the store: how a file is read}, e.g. ``{"": read_image, "hflip": read_mirrored}``.
+        workspace: where the stores are; its budget is shared by the views.
+
+    Raises:
+        UserError: no image can be read, or the disk is full.
+    """
+    paths = [sample.path for sample in dataset]
+    dtype = cast("FeatureDtype", workspace.feature_dtype)
+    built: list[tuple[FeatureStore, BuildReport]] = []
+    for variant, read in views.items():
+        store = FeatureStore.open(workspace.features, encoder, dtype, variant=variant)
+        progress = partial(workspace.progress, " ".join(filter(None, ("features", dataset.split, variant))))
+        report = store.build(paths, read=read, progress=progress)
+        workspace.note(
+            f"Features of {dataset.split}{variant and f', {variant}'}: {report.encoded} images encoded, {report.reused}"
+            f" found; {dtype} against float32: {report.drift}"
+        )
+        built.append((store, report))
+    kept = [i for i in range(len(paths)) if all(report.keys[i] is not None for _, report in built)]
+    if not kept:
+        raise UserError(f"No image of {dataset.name} ({dataset.split}) can be read; run `weakly data check` on it.")
+    budget = workspace.feature_budget // len(built)
+    features = [store.hold([report.keys[i] for i in kept], budget, workspace.device) for store, report in built]
+    return StoredViews(tuple(kept), tuple(features), _skipped(dataset, [report for _, report in built]))
+
+
+def _skipped(dataset: Dataset, reports: Sequence[BuildReport]) -> tuple[Skipped, ...]:
+    reasons = {path: reason for report in reports for path, reason in report.skipped}
+    for reason in reasons.values():
+        log.warning("Left out of training: %s", reason)
+    return tuple(Skipped(s.image_id, s.path, reasons[s.path]) for s in dataset if s.path in reasons)
