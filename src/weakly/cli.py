@@ -1,4 +1,4 @@
-"""The command line: words in, one typed function of :mod:`weakly.commands` called, an exit code out."""
+"""The command line: words in, one typed function of the ``commands`` modules called, an exit code out."""
 
 # ruff: noqa: T201 - a command line prints
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weakly import commands, foundation_commands
+from weakly import commands, data_commands, foundation_commands
 from weakly.commands import DONE, DONE_WITH_SKIPS, FAILED, INTERRUPTED, WRONG_USE
 from weakly.errors import UserError, WeaklyError
 
@@ -35,20 +35,20 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "demo": Command(commands.demo, "weakly demo --out runs/demo"),
     "data": {
         "make": Command(
-            commands.data_make, "weakly data make worlds/menagerie --train 2000 --val 200 --seed 3", ("root",)
+            data_commands.data_make, "weakly data make worlds/menagerie --train 2000 --val 200 --seed 3", ("root",)
         ),
         "check": Command(
-            commands.data_check,
+            data_commands.data_check,
             "weakly data check coco --annotations parts.json --images photos --json report.json",
             ("kind",),
         ),
     },
     "features": {
-        "build": Command(commands.features_build, "weakly features build recipes/wps/menagerie.yaml", ("recipe",)),
-        "list": Command(commands.features_list, "weakly features list --root features"),
-        "verify": Command(commands.features_verify, "weakly features verify --root features"),
+        "build": Command(data_commands.features_build, "weakly features build recipes/wps/menagerie.yaml", ("recipe",)),
+        "list": Command(data_commands.features_list, "weakly features list --root features"),
+        "verify": Command(data_commands.features_verify, "weakly features verify --root features"),
         "remove": Command(
-            commands.features_remove, "weakly features remove features/bundled-0a1b-float16 --yes", ("store",)
+            data_commands.features_remove, "weakly features remove features/bundled-0a1b-float16 --yes", ("store",)
         ),
     },
     "fit": Command(
@@ -73,6 +73,11 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         ),
         "train-clip": Command(
             foundation_commands.foundation_train_clip, "weakly foundation train-clip runs/clip --steps 3100", ("out",)
+        ),
+        "train-clipseg": Command(
+            foundation_commands.foundation_train_clipseg,
+            "weakly foundation train-clipseg runs/clipseg --steps 2400",
+            ("out",),
         ),
     },
 }

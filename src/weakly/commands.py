@@ -10,11 +10,8 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
-
-from weakly.errors import UserError
 
 DONE, FAILED, WRONG_USE, DONE_WITH_SKIPS, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -37,174 +34,6 @@ def demo(out: Path | None = None, method: str = "wps") -> int:
         build_run_report(run)
     _print_records(found.records)
     print(f"Report: {build_demo_report(out, found.runs)}")
-    return DONE
-
-
-def data_make(
-    root: Path,
-    layout: Literal["partimagenet", "voc"] = "partimagenet",
-    train: int = 1000,
-    val: int = 100,
-    test: int = 0,
-    seed: int = 0,
-    size: int = 256,
-    kinds: list[str] | None = None,
-    workers: int | None = None,
-) -> int:
-    """Draw the menagerie, a world of animals and things with parts, in the layout of a real dataset.
-
-    Args:
-        root: folder to write; a stopped drawing goes on.
-        layout: partimagenet (COCO JSON and part maps) or voc (XML, PNG and ImageSets).
-        train: number of training images.
-        val: number of validation images.
-        test: number of test images.
-        seed: same seed, same world.
-        size: side of the square images in pixels.
-        kinds: names of the object kinds that occur, e.g. [fox,sedan]; default: all of them.
-        workers: processes that draw; default: one per core.
-    """
-    splits = {name: count for name, count in {"train": train, "val": val, "test": test}.items() if count > 0}
-    if not splits:
-        raise UserError("No image is asked for; give --train, --val or --test a number above 0.")
-    from weakly.data.menagerie.write import write_partimagenet
-    from weakly.data.menagerie.write_voc import write_voc
-    from weakly.engine.logs import show_progress
-
-    draw = write_voc if layout == "voc" else write_partimagenet
-    draw(
-        root,
-        splits,
-        seed=seed,
-        size=size,
-        kinds=kinds,
-        workers=workers,
-        progress=partial(show_progress, f"drawing {root}"),
-    )
-    print(f"{root}: {', '.join(f'{count} {name}' for name, count in splits.items())} images")
-    return DONE
-
-
-def data_check(
-    kind: str,
-    root: Path | None = None,
-    split: str = "train",
-    annotations: Path | None = None,
-    images: Path | None = None,
-    queries: int = 25,
-    fast: bool = False,
-    json: Path | None = None,
-) -> int:
-    """Report every problem of a dataset with file, index and remedy. Nothing is changed.
-
-    Args:
-        kind: menagerie, partimagenet, carparts or coco; with tags: voc, voc-xml, coco2014, coco-tags, tags or
-            class-folders.
-        root: the dataset's folder.
-        split: train, val, test, as the kind names them.
-        annotations: annotation file, for coco.
-        images: image folder, for coco.
-        queries: report images with more instances than this.
-        fast: read headers only, do not decode the images.
-        json: also write the report here as JSON.
-    """
-    from weakly.data.check import check
-    from weakly.engine.logs import show_progress
-    from weakly.files import write_json
-
-    report = check(
-        kind,
-        root,
-        split,
-        annotations=annotations,
-        images=images,
-        queries=queries,
-        fast=fast,
-        progress=partial(show_progress, "checking"),
-    )
-    print(report.text())
-    if json is not None:
-        write_json(json, report.to_dict())
-    return report.exit_code
-
-
-def features_build(
-    recipe: Path,
-    split: str | None = None,
-    device: str | None = None,
-) -> int:
-    """Compute the frozen features of a recipe's images, once. A stopped build goes on.
-
-    Args:
-        recipe: a recipe file.
-        split: one split; default: training and validation.
-        device: auto, cpu, cuda, mps; default: the recipe's.
-    """
-    from weakly.engine.recipe import load_recipe
-    from weakly.engine.runs import Run, workspace
-    from weakly.engine.splits import open_split
-    from weakly.methods.base import find_method
-
-    loaded = load_recipe(recipe, [("device", device)] if device else [])
-    splits = [split] if split else [name for name in (loaded.data.train, loaded.data.val) if name]
-    space = workspace(Run(Path(loaded.features.root)), loaded)
-    skipped = 0
-    for name in splits:
-        dataset = open_split(loaded.data, name)
-        prepared = find_method(loaded.method).prepare(loaded.settings, dataset, space)
-        left_out = tuple(getattr(prepared, "skipped", ()))
-        skipped += len(left_out)
-        print(f"{dataset.name} {name}: {len(dataset) - len(left_out)} images ready in {space.features}")
-        _print_skipped(left_out)
-    return DONE_WITH_SKIPS if skipped else DONE
-
-
-def features_list(root: Path = Path("features")) -> int:
-    """List feature stores: what they hold and how large they are.
-
-    Args:
-        root: folder of all feature stores.
-    """
-    from weakly.foundation.features import list_stores
-
-    stores = list_stores(root)
-    for store in stores:
-        identity = store.identity
-        print(f"{store.folder}  {identity.dtype}  {len(store)} images  {store.nbytes / (1 << 20):.1f} MiB")
-    if not stores:
-        print(f"{root} holds no feature store")
-    return DONE
-
-
-def features_verify(root: Path = Path("features")) -> int:
-    """Read every stored feature and compare it with its hash.
-
-    Args:
-        root: folder of all feature stores.
-    """
-    from weakly.foundation.features import list_stores
-
-    problems = [problem for store in list_stores(root) for problem in store.verify()]
-    for problem in problems:
-        print(problem)
-    print(f"{root}: {len(problems)} problems")
-    return FAILED if problems else DONE
-
-
-def features_remove(store: Path, yes: bool = False) -> int:
-    """Remove one feature store; the images it was computed from stay.
-
-    Args:
-        store: its folder, as `weakly features list` prints it.
-        yes: really do it.
-    """
-    from weakly.foundation.features import FeatureStore
-
-    found = FeatureStore.at(store)
-    if not yes:
-        raise UserError(f"{store} holds features of {len(found)} images; add --yes to remove them.")
-    found.remove()
-    print(f"{store} is removed")
     return DONE
 
 
@@ -294,7 +123,7 @@ def evaluate(
     )
     _print_records(found.records)
     print(f"Report: {build_run_report(run)}")
-    _print_skipped(found.skipped)
+    print_skipped(found.skipped)
     return DONE_WITH_SKIPS if found.skipped else DONE
 
 
@@ -354,6 +183,7 @@ def predict(
     run: Path,
     images: list[Path],
     out: Path,
+    names: str | None = None,
     student: Literal["last", "best"] | None = None,
     device: str | None = None,
     batch_size: int | None = None,
@@ -363,9 +193,11 @@ def predict(
     """Segment images: COCO JSON with RLE masks, palette PNG label maps, overlays. Run it again to go on after a stop.
 
     Args:
-        run: the run folder.
+        run: the run folder, or a student folder.
         images: image files and folders.
         out: folder of the results.
+        names: objects and parts to look for, e.g. "dog: head, torso; cat: tail", where the method takes any (partclip);
+            default: the names the student was trained on.
         student: last or best; default: as the recipe says.
         device: auto, cpu, cuda, mps; default: the recipe's.
         batch_size: images per batch; default: the recipe's.
@@ -378,6 +210,7 @@ def predict(
         run,
         images,
         out,
+        names=names,
         student=student,
         device=device,
         batch_size=batch_size,
@@ -386,7 +219,7 @@ def predict(
     )
     earlier = f", {found.earlier} done earlier" if found.earlier else ""
     print(f"{found.out}: {found.done} images segmented{earlier}, {len(found.skipped)} skipped")
-    _print_skipped(found.skipped)
+    print_skipped(found.skipped)
     return DONE_WITH_SKIPS if found.skipped else DONE
 
 
@@ -430,7 +263,8 @@ def _print_records(records: Sequence[Any]) -> None:
     print(render_protocols(records))
 
 
-def _print_skipped(skipped: Sequence[Any]) -> None:
+def print_skipped(skipped: Sequence[Any]) -> None:
+    """Name, on standard error, what was left out and why: anything with ``path`` and ``reason``."""
     for one in skipped:
         print(f"skipped {one.path}: {one.reason}", file=sys.stderr)
 

@@ -15,8 +15,10 @@ from PIL import Image
 
 from weakly.engine.checkpoint import SafetensorsCheckpoints
 from weakly.methods.fma.augment import VOID, Augmentation
+from weakly.methods.fma.deeplab import DeepLabSettings
 from weakly.methods.fma.learner import FmaLearner
-from weakly.methods.fma.networks import DeepLabSettings, Mask2FormerSettings, build_network
+from weakly.methods.fma.mask2former import Mask2FormerSettings
+from weakly.methods.fma.networks import build_network
 from weakly.methods.fma.targets import FmaData, write_seed
 from weakly.methods.optimisation import Optimisation
 from weakly.vocabulary import Vocabulary

@@ -1,8 +1,7 @@
-"""From images of any size to semantic masks: scales, mirroring, post-processing, scores, and students on disk."""
+"""From images of any size to semantic masks: scales, mirroring, post-processing and scores."""
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,17 @@ from weakly.errors import UserError
 from weakly.methods.base import ImageSource, Skipped
 from weakly.methods.fma import predictor as module
 from weakly.methods.fma.augment import MEAN, STD, to_pixels
-from weakly.methods.fma.networks import DeepLabSettings, Mask2FormerSettings, SemanticNetwork, build_network
+from weakly.methods.fma.deeplab import DeepLabSettings
+from weakly.methods.fma.mask2former import Mask2FormerSettings
+from weakly.methods.fma.networks import build_network
 from weakly.methods.fma.predictor import (
     PUBLISHED_SCALES,
     FmaPredictor,
     Inference,
     held_size,
-    load_network,
-    save_network,
     to_segmentation,
 )
+from weakly.methods.fma.semantic_network import SemanticNetwork
 from weakly.segmentation import Segmentation
 from weakly.vocabulary import Vocabulary
 
@@ -239,82 +239,3 @@ def test_impossible_sizes_are_refused(values: dict[str, Any]) -> None:
 
 
 # On disk --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    save_network(
-        tmp_path / "student", build_network(MASK2FORMER, 3), VOCABULARY, {"short": 32}, {"data": {"name": "voc"}}
-    )
-    return tmp_path / "student"
-
-
-@pytest.mark.parametrize("settings", [DEEPLAB, MASK2FORMER], ids=["deeplab", "mask2former"])
-def test_a_saved_network_predicts_the_same(tmp_path: Path, settings: Any) -> None:
-    torch.manual_seed(2)
-    network = build_network(settings, 3)
-    save_network(tmp_path / "a", network, VOCABULARY, {"network": "x"})
-    before = torch.random.get_rng_state()
-    saved = load_network(tmp_path / "a")
-    assert torch.equal(torch.random.get_rng_state(), before), "loading draws no random number"
-    assert saved.vocabulary == VOCABULARY
-    assert saved.settings == {"network": "x"}
-    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
-    old, new = (FmaPredictor(one, VOCABULARY, SMALL).probabilities([image])[0] for one in (network, saved.network))
-    assert torch.equal(old, new)
-
-
-def test_a_folder_has_no_pickle_and_the_same_student_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    files = sorted(path.name for path in folder.iterdir())
-    assert files == ["README.md", "config.json", "student.safetensors"]
-    saved = load_network(folder)
-    save_network(tmp_path / "again", saved.network, saved.vocabulary, saved.settings, {"data": {"name": "voc"}})
-    for name in files:
-        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
-
-
-def test_the_model_card_says_what_it_is(folder: Path) -> None:
-    card = (folder / "README.md").read_text()
-    for statement in (
-        "Mask2Former",
-        "image tags",
-        "Red, Green, Blue",
-        "| data.name | voc |",
-        "| settings.short | 32 |",
-    ):
-        assert statement in card
-
-
-def test_files_that_do_not_belong_together_are_refused(folder: Path, tmp_path: Path) -> None:
-    torch.manual_seed(9)
-    save_network(tmp_path / "other", build_network(MASK2FORMER, 3), VOCABULARY, {})
-    (folder / "student.safetensors").write_bytes((tmp_path / "other" / "student.safetensors").read_bytes())
-    with pytest.raises(UserError, match="does not belong"):
-        load_network(folder)
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"format": "weakly-wps-1"}, "does not describe an FMA-WSSS student"),
-        ({"vocabulary": [{"name": "One"}]}, "4 outputs, not 2"),
-        ({"architecture": {"kind": "unheard"}}, "network"),
-        ({"settings": None}, "does not describe the weights"),
-    ],
-)
-def test_a_config_of_something_else_is_one_sentence(folder: Path, change: dict[str, Any], sentence: str) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **change}))
-    with pytest.raises(UserError, match=sentence):
-        load_network(folder)
-
-
-@pytest.mark.parametrize("name", ["config.json", "student.safetensors"])
-def test_damaged_and_missing_files_are_named(folder: Path, name: str) -> None:
-    (folder / name).write_bytes(b"damaged")
-    with pytest.raises(UserError, match=name.replace(".", r"\.")):
-        load_network(folder)
-    (folder / name).unlink()
-    with pytest.raises(UserError, match=name.replace(".", r"\.")):
-        load_network(folder)

@@ -22,8 +22,8 @@ from weakly.methods.fma.settings import (
     SegmentationPromptSettings,
     SuperpixelSettings,
     ViewSettings,
-    from_plain,
 )
+from weakly.methods.student_folder import from_plain
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from PIL import Image
 from weakly.errors import UserError
 from weakly.methods.fma.augment import VOID, Augmentation, training_view
 from weakly.methods.fma.targets import (
-    VIEWS,
     FmaData,
     labels_to_seed,
     read_pair,
@@ -23,6 +22,7 @@ from weakly.methods.fma.targets import (
     write_seed,
 )
 from weakly.methods.sampling import EpochLoader, EpochSampler
+from weakly.methods.view_learner import VIEWS
 from weakly.vocabulary import Vocabulary
 
 SIZES = ((40, 64), (64, 48), (50, 90), (64, 64), (30, 30))

@@ -14,6 +14,7 @@ from tiny_students import rectangles
 
 from weakly.errors import UserError
 from weakly.methods.sampling import EpochLoader, EpochSampler
+from weakly.methods.view_learner import VIEWS
 from weakly.methods.weaksam.augment import (
     Augmentation,
     Instances,
@@ -24,7 +25,7 @@ from weakly.methods.weaksam.augment import (
     plain_view,
     training_view,
 )
-from weakly.methods.weaksam.targets import VIEWS, PseudoInstances, WeakSamData, read_instances
+from weakly.methods.weaksam.targets import PseudoInstances, WeakSamData, read_instances
 
 SIZE = (48, 64)
 BOX = np.array([[16, 8, 40, 32]], np.float32)

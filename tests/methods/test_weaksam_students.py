@@ -22,18 +22,14 @@ from weakly.errors import UserError
 from weakly.methods.optimisation import Optimisation
 from weakly.methods.weaksam.detectors import Detector, DetectorSettings, FasterRcnn
 from weakly.methods.weaksam.learner import WeakSamLearner
+from weakly.methods.weaksam.mask2former import Mask2FormerSettings
+from weakly.methods.weaksam.pretrained import from_pretrained, save_pretrained
+from weakly.methods.weaksam.query_detectors import ResNetSettings
 from weakly.methods.weaksam.roi_drop import DropSettings
-from weakly.methods.weaksam.students import build_student, load_student, rebuild_student, save_student
+from weakly.methods.weaksam.rt_detr import RtDetrSettings
+from weakly.methods.weaksam.settings import WeakSamSettings
+from weakly.methods.weaksam.students import build_student, rebuild_student
 from weakly.methods.weaksam.targets import WeakSamData
-from weakly.methods.weaksam.transformers_heads import (
-    Mask2FormerSettings,
-    ResNetSettings,
-    RtDetrSettings,
-    best_pairs,
-    build_mask2former,
-    build_rt_detr,
-    instance_masks,
-)
 from weakly.segmentation import decode_masks
 from weakly.vocabulary import Vocabulary
 
@@ -127,12 +123,13 @@ def test_a_student_folder_gives_the_same_student(
     kind: str, boxes: WeakSamData, masks: WeakSamData, tmp_path: Path
 ) -> None:
     student = tiny_student(kind)
-    save_student(tmp_path, student, VOCABULARY, {"threshold": 0.5}, {"data": "rectangles"})
+    settings = WeakSamSettings(student=kind, segmenter="facebook/sam-vit-base")  # type: ignore[arg-type]
+    save_pretrained(tmp_path, student, settings, VOCABULARY, {"data": "rectangles"})
     before = torch.random.get_rng_state()
-    saved = load_student(tmp_path)
+    saved = from_pretrained(tmp_path)
     assert torch.equal(before, torch.random.get_rng_state())
     assert saved.vocabulary == VOCABULARY
-    assert saved.settings == {"threshold": 0.5}
+    assert saved.settings == settings
     batch = data_for(student, boxes, masks).__getitems__([0])
     first, second = (s.eval().predict(*batch[:2], [SIZES[0]])[0] for s in (student, saved.student))
     assert np.array_equal(first.boxes, second.boxes)
@@ -231,49 +228,7 @@ def test_a_local_backbone_is_loaded_frozen(tmp_path: Path) -> None:
         FasterRcnn(replace(RCNN, backbone="resnet34", weights=str(tmp_path / "resnet.safetensors")), 3)
 
 
-def test_a_local_transformers_backbone_is_loaded_frozen(tmp_path: Path) -> None:
-    first = build_mask2former(STUDENTS["mask2former"], 3)  # type: ignore[arg-type]
-    source = first.net.model.pixel_level_module.encoder
-    source.save_pretrained(tmp_path / "resnet")
-    pretrained = replace(STUDENTS["mask2former"], resnet=ResNetSettings(str(tmp_path / "resnet")))
-    student = build_mask2former(pretrained, 3)  # type: ignore[arg-type]
-    encoder = student.net.model.pixel_level_module.encoder
-    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in encoder.modules())
-    x = torch.rand(1, 3, 64, 64)
-    for a, b in zip(source.eval()(x).feature_maps, encoder.train()(x).feature_maps, strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
-    rebuild_student(json.loads(json.dumps(student.architecture())), 3).load_state_dict(student.state_dict())
-
-    other = build_rt_detr(STUDENTS["rt_detr"], 3)  # type: ignore[arg-type]
-    other.net.model.backbone.model.save_pretrained(tmp_path / "rt")
-    detr = build_rt_detr(replace(STUDENTS["rt_detr"], resnet=ResNetSettings(str(tmp_path / "rt"))), 3)  # type: ignore[arg-type]
-    weights = other.net.model.backbone.model.state_dict()
-    loaded = detr.net.model.backbone.model.state_dict()
-    assert all(torch.equal(weights[name], value) for name, value in loaded.items())
-    with pytest.raises(UserError, match="cannot be loaded as a backbone"):
-        build_rt_detr(RtDetrSettings(ResNetSettings(str(tmp_path / "absent"))), 3)
-
-
-def test_best_pairs_lets_a_query_stand_for_several_categories() -> None:
-    scores = torch.tensor([[[0.9, 0.8], [0.1, 0.85]]])
-    best, labels, queries = best_pairs(scores, 3)
-    assert best[0].tolist() == pytest.approx([0.9, 0.85, 0.8])
-    assert labels.tolist() == [[0, 1, 1]]
-    assert queries.tolist() == [[0, 1, 0]]
-
-
-def test_instance_masks_are_cut_from_the_padding_and_resized() -> None:
-    logits = torch.full((2, 8, 8), -5.0)
-    logits[0, :4, :6] = 5.0
-    rles, quality = instance_masks(logits, (32, 32), (16, 24), (32, 48))
-    masks = decode_masks(rles, (32, 48))
-    assert masks[0].mean() > 0.95
-    assert not masks[1].any()
-    assert float(quality[0]) > 0.9
-    assert float(quality[1]) == 0
-
-
-def test_damaged_descriptions_and_wrong_settings_are_refused(tmp_path: Path) -> None:
+def test_damaged_descriptions_and_wrong_settings_are_refused() -> None:
     student = tiny_student("mask2former")
     with pytest.raises(UserError, match="3 outputs, not 4"):
         rebuild_student(student.architecture(), 4)
@@ -283,8 +238,6 @@ def test_damaged_descriptions_and_wrong_settings_are_refused(tmp_path: Path) -> 
         rebuild_student({"kind": "faster_rcnn"}, 3)
     with pytest.raises(UserError, match="rt_detr.*DetectorSettings"):
         build_student("rt_detr", DetectorSettings(), 3)
-    with pytest.raises(UserError, match="cannot be read"):
-        load_student(tmp_path)
     for make in (
         lambda: DetectorSettings(width=100),
         lambda: DetectorSettings(anchors=(1, 2, 3)),  # type: ignore[arg-type]

@@ -20,15 +20,12 @@ from weakly.methods.weaksam.wsod import (
     HeadOutputs,
     RoiPredictions,
     WsodDetector,
-    WsodSettings,
     build_detector,
-    mirror,
-    oicr_settings,
     roi_predictions,
-    roi_view,
     wsod_losses,
 )
 from weakly.methods.weaksam.wsod_backbone import build_stages, build_vgg16
+from weakly.methods.weaksam.wsod_data import mirror, roi_view
 from weakly.methods.weaksam.wsod_inference import (
     DetectionFiles,
     WsodInference,
@@ -39,6 +36,7 @@ from weakly.methods.weaksam.wsod_inference import (
     score_rois,
     select,
 )
+from weakly.methods.weaksam.wsod_settings import WsodSettings, oicr_settings
 from weakly.vocabulary import Category, Vocabulary
 
 VIEWS = WsodInference(sizes=(32, 48), max_size=96)
@@ -239,18 +237,6 @@ def test_random_weights_depend_on_the_seed_alone() -> None:
 
 
 # --- views and detections
-
-
-def test_a_view_scales_and_mirrors_image_and_boxes_alike() -> None:
-    image, boxes = tiny_image(0), tiny_proposals(0)
-    pixels, scaled = roi_view(image, boxes, 96, 200, mirrored=False)
-    assert pixels.shape == (3, 96, 128) and torch.equal(scaled, torch.from_numpy(boxes * 2))
-    other, turned = roi_view(image, boxes, 96, 200, mirrored=True)
-    assert torch.equal(other, pixels.flip(2))
-    torch.testing.assert_close(mirror(turned, 128), scaled)
-    x0, y0, x1, y1 = turned[0].int().tolist()
-    assert (other[0, y0 + 2 : y1 - 2, x0 + 2 : x1 - 2] > 200).all(), "the red square is where its box is"
-    assert roi_view(image, boxes, 96, 100, mirrored=False)[0].shape == (3, 75, 100)
 
 
 def test_a_mirrored_image_has_mirrored_detections(detector: WsodDetector) -> None:

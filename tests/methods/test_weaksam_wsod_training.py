@@ -16,13 +16,12 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from weakly.errors import UserError, WeaklyError
-from weakly.methods.weaksam.wsod import WsodDetector, WsodSettings, oicr_settings, wsod_losses
+from weakly.methods.weaksam.wsod import WsodDetector, wsod_losses
+from weakly.methods.weaksam.wsod_data import WsodData, load_batch
 from weakly.methods.weaksam.wsod_inference import WsodInference, detect
+from weakly.methods.weaksam.wsod_settings import WsodSettings, WsodTraining, oicr_settings
 from weakly.methods.weaksam.wsod_training import (
-    WsodData,
     WsodFiles,
-    WsodTraining,
-    load_batch,
     load_detector,
     train_detector,
     training_identity,
@@ -169,46 +168,9 @@ def test_the_rate_rises_in_a_line_and_falls_in_steps() -> None:
     assert [training.factor(step) for step in (20_000, 26_699, 26_700)] == pytest.approx([0.1, 0.1, 0.01])
 
 
-def test_images_that_teach_nothing_are_left_out_and_counted() -> None:
-    tags = np.eye(2, dtype=bool)[np.arange(6) % 2]
-    tags[[1, 4]] = False
-    proposals = [tiny_proposals(index) for index in range(6)]
-    proposals[3] = proposals[4] = np.zeros((0, 4), np.float32)
-    data = tiny_data(6, tags=tags, proposals=proposals)
-    assert data.usable.tolist() == [0, 2, 5] and data.skipped == {"no tags": [1, 4], "no proposals": [3]}
-    many = replace(TRAINING, batch=8)
-    for step in range(4):
-        batch = load_batch(data, step, many)
-        assert len(batch.images) == 3 and sorted(batch.tags.int().argmax(1).tolist()) == [0, 0, 1]
-
-
 def test_without_a_usable_image_there_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="None of the 4 training images has both tags and proposals"):
         train(tmp_path, data=tiny_data(4, tags=np.zeros((4, 2), bool)))
-
-
-def test_a_batch_is_a_function_of_seed_and_step() -> None:
-    data = tiny_data()
-    late = load_batch(data, 5, TRAINING)
-    load_batch(data, 0, TRAINING)
-    again = load_batch(data, 5, TRAINING)
-    assert all(torch.equal(a, b) for a, b in zip(late.images + late.boxes, again.images + again.boxes, strict=True))
-    other = load_batch(data, 5, replace(TRAINING, seed=1))
-    assert any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(late.images, other.images, strict=True))
-
-
-def test_an_epoch_shows_every_image_once_in_all_sizes_and_both_ways() -> None:
-    data = tiny_data()
-    batches = [load_batch(data, step, TRAINING) for step in range(40)]
-    shapes = {tuple(image.shape[1:]) for batch in batches for image in batch.images}
-    assert shapes == {(32, 43), (48, 64)}
-    for epoch in range(10):
-        shown = torch.cat([batch.tags for batch in batches[4 * epoch : 4 * epoch + 4]])
-        assert shown.sum(0).tolist() == [5, 5]
-    one = tiny_data(1)
-    alone = [load_batch(one, step, TRAINING) for step in range(20)]
-    lefts = {round(float(batch.boxes[0][0, 0]) / batch.images[0].shape[2], 4) for batch in alone}
-    assert lefts == {4 / 64, 40 / 64}, "as it is and mirrored"
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
@@ -238,8 +200,3 @@ def test_the_checkpoint_holds_tensors_alone(tmp_path: Path) -> None:
 def test_wrong_settings_name_their_remedy(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"{next(iter(wrong))}.*give"):
         replace(TRAINING, **wrong)
-
-
-def test_readers_tags_and_proposals_go_together() -> None:
-    with pytest.raises(ValueError, match="different lengths"):
-        tiny_data(4, keys=["a"])

@@ -14,7 +14,7 @@ from weakly.data.dataset import Dataset, Record
 from weakly.foundation.mask_settings import AutomaticMaskSettings
 from weakly.labels import Tags
 from weakly.methods.fma.augment import Augmentation
-from weakly.methods.fma.networks import DeepLabSettings
+from weakly.methods.fma.deeplab import DeepLabSettings
 from weakly.methods.fma.predictor import Inference
 from weakly.methods.fma.settings import (
     ClipEsSettings,

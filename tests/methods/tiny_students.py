@@ -10,10 +10,12 @@ from PIL import Image
 
 from weakly.methods.weaksam.augment import Augmentation
 from weakly.methods.weaksam.detectors import Detector, DetectorSettings
+from weakly.methods.weaksam.mask2former import Mask2FormerSettings
+from weakly.methods.weaksam.query_detectors import ResNetSettings
 from weakly.methods.weaksam.roi_drop import DropSettings
+from weakly.methods.weaksam.rt_detr import RtDetrSettings
 from weakly.methods.weaksam.students import StudentSettings, build_student
 from weakly.methods.weaksam.targets import PseudoInstances, WeakSamData
-from weakly.methods.weaksam.transformers_heads import Mask2FormerSettings, ResNetSettings, RtDetrSettings
 from weakly.segmentation import encode_masks
 
 COLOURS = ((220, 30, 30), (30, 200, 40), (40, 50, 230))

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weakly.methods.weaksam.wsod import WsodDetector, WsodSettings, build_detector
-from weakly.methods.weaksam.wsod_training import WsodData, WsodTraining
+from weakly.methods.weaksam.wsod import WsodDetector, build_detector
+from weakly.methods.weaksam.wsod_data import WsodData
+from weakly.methods.weaksam.wsod_settings import WsodSettings, WsodTraining
 
 SETTINGS = WsodSettings(backbone="resnet10t", stages=2, pool="align", width=32, dropout=0.1)
 TRAINING = WsodTraining(

@@ -21,10 +21,11 @@ from PIL import Image
 from weakly.data.folder import ImageFile, folder_sources
 from weakly.data.images import MAX_PIXELS, read_image
 from weakly.engine.logs import ticking
-from weakly.engine.runs import Run, lock, open_run, package_version, workspace
+from weakly.engine.recipe import EvaluationSettings, FeatureSettings
+from weakly.engine.runs import lock, open_run, package_version, resolve_device, workspace
 from weakly.errors import UserError
 from weakly.files import one_sentence_errors, remove_leftovers, write_atomic, write_json
-from weakly.methods.base import ImageSource, Skipped, find_method
+from weakly.methods.base import ImageSource, Skipped, Workspace, find_method
 from weakly.segmentation import Segmentation, overlay_label_map
 from weakly.vocabulary import Vocabulary
 
@@ -65,43 +66,66 @@ def predict(
     images: Sequence[Path],
     out: Path,
     *,
+    names: str | None = None,
     student: str | None = None,
     device: str | None = None,
     batch_size: int | None = None,
     overwrite: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Prediction:
-    """Segment images with the student of a run.
+    """Segment images with the student of a run, or with one that lies in a folder of its own.
 
     Args:
-        folder: the run.
+        folder: the run, or a student folder, e.g. a copy of a run's ``student/``.
         images: files and folders; folders are searched recursively.
         out: gets ``predictions.json`` (COCO, RLE masks), ``label-maps/<stem>.png`` (palette, background = C),
             ``overlays/<stem>.jpg`` and ``skipped.json``.
+        names: objects and parts to look for, e.g. ``"dog: head, torso"``; None: those the student was trained on.
         student: ``last`` or ``best``; None: as the recipe says.
-        device: None: as the recipe says.
+        device: None: as the recipe says; without a run, the best there is.
         batch_size: images per batch; None: as the recipe says.
         overwrite: replace earlier results in ``out``.
         max_pixels: larger images are left out before a pixel is decoded.
 
     Raises:
-        UserError: no image is given, the run is not trained, or ``out`` holds something else.
+        UserError: no image is given, the run is not trained, its student takes no other names or not these, or ``out``
+            holds something else.
     """
-    run = open_run(folder)
-    recipe = run.recipe()
-    weights = run.chosen_student(student or recipe.evaluation.student)
+    method, weights, space, usual_batch = _trained(folder, student, device)
     sources = folder_sources(images)
-    identity = _identity(weights)
+    identity = _identity(weights, names)
     with lock(out):
         remove_leftovers(out)
         finished = _open_journal(out, identity, overwrite=overwrite)
         tasks = _plan(sources, finished, max_pixels)
-        space = workspace(run, recipe if device is None else replace(recipe, device=device))
-        predictor = find_method(recipe.method).load(weights, space)
-        skipped = _predict_all(out, tasks, predictor, batch_size or recipe.evaluation.batch_size)
-        _assemble(out, run, predictor.vocabulary)
+        predictor = find_method(method).load(weights, space)
+        predictor = predictor if names is None else predictor.with_names(names)
+        skipped = _predict_all(out, tasks, predictor, batch_size or usual_batch)
+        _assemble(out, folder, predictor.vocabulary)
         write_json(out / "skipped.json", [{"file": str(s.path), "reason": s.reason} for s in skipped])
     return Prediction(out, len(tasks) - len(skipped), len(sources) - len(tasks), tuple(skipped))
+
+
+def _trained(folder: Path, student: str | None, device: str | None) -> tuple[str, Path, Workspace, int]:
+    """Method, student folder, workspace and usual batch size of a run or of a student folder."""
+    method = student_method(folder)
+    if method is not None:
+        space = Workspace(folder, Path(FeatureSettings().root), resolve_device(device or "auto"))
+        return method, folder, space, EvaluationSettings().batch_size
+    run = open_run(folder)
+    recipe = run.recipe()
+    space = workspace(run, recipe if device is None else replace(recipe, device=device))
+    weights = run.chosen_student(student or recipe.evaluation.student)
+    return recipe.method, weights, space, recipe.evaluation.batch_size
+
+
+def student_method(folder: Path) -> str | None:
+    """The method whose student lies directly in ``folder``; None where it is no student folder."""
+    try:
+        method = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("method")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return method if isinstance(method, str) else None
 
 
 def _predict_all(out: Path, tasks: Sequence[_Task], predictor: Any, batch_size: int) -> list[Skipped]:
@@ -167,9 +191,9 @@ def _jpeg(image: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _identity(weights: Path) -> str:
-    """SHA-256 over every file of a student folder."""
-    digest = hashlib.sha256()
+def _identity(weights: Path, names: str | None) -> str:
+    """SHA-256 over every file of a student folder, and over the names it is asked for where they are not its own."""
+    digest = hashlib.sha256(b"" if names is None else names.encode())
     for path in sorted(weights.rglob("*")):
         if path.is_file():
             digest.update(str(path.relative_to(weights)).encode() + b"\0" + path.read_bytes())
@@ -186,7 +210,8 @@ def _open_journal(out: Path, identity: str, *, overwrite: bool) -> list[dict[str
         header, *lines = _read_journal(journal) or [{}]
         if header.get("student") != identity:
             raise UserError(
-                f"{out} holds predictions of another student; choose another --out folder or give --overwrite."
+                f"{out} holds predictions of another student or of other names; choose another --out folder or give "
+                "--overwrite."
             )
         # Rewritten whole, so that a line cut off by a kill does not spoil the one after it.
         write_atomic(journal, "".join(json.dumps(line) + "\n" for line in (header, *lines)))
@@ -244,7 +269,7 @@ def _plan(sources: Sequence[ImageFile], finished: Sequence[dict[str, Any]], max_
     return tasks
 
 
-def _assemble(out: Path, run: Run, vocabulary: Vocabulary) -> None:
+def _assemble(out: Path, folder: Path, vocabulary: Vocabulary) -> None:
     """``predictions.json`` from the journal."""
     lines = _read_journal(out / JOURNAL)[1:]
     annotations = [annotation for line in lines for annotation in line["annotations"]]
@@ -253,7 +278,7 @@ def _assemble(out: Path, run: Run, vocabulary: Vocabulary) -> None:
         for i, category in enumerate(vocabulary.categories)
     ]
     content = {
-        "info": {"description": f"predicted by weakly {package_version()} with {run.folder}"},
+        "info": {"description": f"predicted by weakly {package_version()} with {folder}"},
         "images": [
             {"id": line["id"], "file_name": line["file"], "height": line["height"], "width": line["width"]}
             for line in lines

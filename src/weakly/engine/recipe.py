@@ -22,8 +22,8 @@ class RenderSettings:
     """The menagerie world to draw where ``data.root`` does not hold it yet.
 
     Attributes:
-        layout: of the files: ``partimagenet`` (parts; ``data.kind: menagerie``) or ``voc`` (whole things, with tags;
-            ``data.kind: voc``).
+        layout: of the files: ``partimagenet`` (parts; ``data.kind: menagerie``), ``voc`` (whole things, with tags;
+            ``data.kind: voc``) or ``kinds`` (parts of object kinds; ``data.kind: menagerie``).
         train, val, test: numbers of images of the three splits.
         seed: same seed, same world.
         size: side of the square images in pixels.
@@ -31,7 +31,7 @@ class RenderSettings:
         workers: processes that draw; None: one per core.
     """
 
-    layout: Literal["partimagenet", "voc"] = "partimagenet"
+    layout: Literal["partimagenet", "voc", "kinds"] = "partimagenet"
     train: int = 1000
     val: int = 100
     test: int = 0

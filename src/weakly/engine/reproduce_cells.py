@@ -26,6 +26,7 @@ from weakly.engine.splits import open_split
 from weakly.engine.typed import to_plain
 from weakly.errors import UserError
 from weakly.evaluation.records import Record, read_records, update_records
+from weakly.evaluation.scoring import Scoring
 from weakly.files import write_atomic
 from weakly.methods.base import Score, find_method
 from weakly.methods.tables import Measure
@@ -142,7 +143,7 @@ def _score_stage(run: Run, job: Job, shared: Path, names: Sequence[str], command
         _share(run.folder, shared, names)
         torch.manual_seed(recipe.optimisation.seed)
         whole = open_split(recipe.data, recipe.data.train)
-        dataset = _with_truth(whole, method.scoring.known(whole))
+        dataset = _with_truth(whole, method.scoring)
         space = workspace(run, recipe)
         run.update_info(
             method=recipe.method,
@@ -161,11 +162,12 @@ def _score_stage(run: Run, job: Job, shared: Path, names: Sequence[str], command
     return record
 
 
-def _with_truth(whole: Dataset, known: Dataset) -> Dataset:
-    if not whole.has_truth() or len(known) == 0:
+def _with_truth(whole: Dataset, scoring_of_method: Scoring) -> Dataset:
+    known = scoring_of_method.known(whole)
+    if not scoring_of_method.has_truth(whole) or len(known) == 0:
         raise UserError(
-            f"Split {whole.split!r} of {whole.name} has no true masks, against which seeds are scored; choose data "
-            "whose training split has some."
+            f"Split {whole.split!r} of {whole.name} has no truth against which {scoring_of_method.name} are scored; "
+            "choose data whose training split has some."
         )
     return known
 

@@ -43,13 +43,9 @@ def ensure_rendered(data: DataSettings) -> None:
     render = data.render
     if render is None:
         return
-    from weakly.data.menagerie.write import (  # noqa: PLC0415 - the renderer is only loaded to draw
-        write_partimagenet,
-        write_voc,
-    )
+    from weakly.data.menagerie.layouts import WRITERS  # noqa: PLC0415 - the renderer is only loaded to draw
 
-    write = write_voc if render.layout == "voc" else write_partimagenet
-    write(
+    WRITERS[render.layout](
         Path(data.root),
         render.splits(),
         seed=render.seed,

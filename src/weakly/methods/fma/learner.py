@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
-from weakly.methods.base import Learner
 from weakly.methods.fma.augment import VOID
-from weakly.methods.fma.networks import SemanticNetwork, cross_entropy
-from weakly.methods.fma.targets import VIEWS, FmaBatch, FmaData
-from weakly.methods.optimisation import Optimisation, build_optimizer, build_schedule, parameter_groups
-from weakly.methods.sampling import EpochLoader, EpochSampler
-from weakly.vocabulary import Vocabulary
+from weakly.methods.fma.semantic_network import SemanticNetwork, cross_entropy
+from weakly.methods.fma.targets import FmaBatch
+from weakly.methods.view_learner import ViewLearner
 
 
-class FmaLearner(Learner):
-    """Trains a semantic network on seed maps.
+class FmaLearner(ViewLearner):
+    """Trains a semantic network on seed maps."""
 
-    Attributes:
-        student: the network, the only sub-module.
-        settings: of the method; kept for whoever saves the student.
-        vocabulary: C categories.
-    """
+    student: SemanticNetwork
 
-    def __init__(
-        self,
-        student: SemanticNetwork,
-        settings: Any,
-        vocabulary: Vocabulary,
-        optimisation: Optimisation,
-        total_steps: int,
-    ) -> None:
-        super().__init__()
-        self.student = student
-        self.settings = settings
-        self.vocabulary = vocabulary
-        self.optimisation = optimisation
-        self.total_steps = total_steps
-
-    def training_step(self, batch: FmaBatch, batch_index: int) -> Tensor:  # noqa: ARG002 - Lightning's signature
-        """Scalar loss; it and its parts are logged as ``train/...``."""
-        losses: dict[str, Tensor] = self.student.loss(*batch)
-        values = {f"train/{name}": value.detach() for name, value in losses.items()}
-        self.log_dict(values, batch_size=len(batch.pixels), on_step=True, on_epoch=False)
-        return losses["loss"]
+    def losses(self, batch: FmaBatch) -> dict[str, Tensor]:
+        """The network's own loss, and its parts."""
+        return self.student.loss(*batch)
 
     def validation_step(self, batch: FmaBatch, batch_index: int) -> None:  # noqa: ARG002 - Lightning's signature
         """Logs how well the probabilities agree with the seed maps of other images.
@@ -61,27 +34,3 @@ class FmaLearner(Learner):
             "val/error": wrong.sum() / labelled.sum().clamp(min=1),
         }
         self.log_dict(values, batch_size=len(batch.pixels), on_step=False, on_epoch=True, sync_dist=True)
-
-    def configure_optimizers(self) -> Any:
-        """Groups as the network asks for them; the learning rate changes after every update."""
-        student = self.student
-        groups = parameter_groups(
-            student,
-            self.optimisation,
-            lr_factors={student.backbone: student.backbone_lr},
-            undecayed=student.undecayed(),
-        )
-        optimizer = build_optimizer(groups, self.optimisation)
-        schedule = build_schedule(optimizer, self.optimisation, self.total_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def loader(self, data: FmaData, *, batch_size: int, shuffle: bool, seed: int) -> EpochLoader:
-        """Batches of :class:`FmaBatch`: random views where images are shuffled, i.e. in training, else whole images."""
-        sampler = EpochSampler(
-            len(data),
-            seed=seed,
-            shuffle=shuffle,
-            sampler_seed=self.optimisation.sampler_seed,
-            variants=VIEWS if shuffle else 1,
-        )
-        return EpochLoader(data.random_views(seed) if shuffle else data, sampler, batch_size=batch_size)

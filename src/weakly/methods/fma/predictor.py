@@ -22,7 +22,7 @@ from torch import Tensor
 from weakly.errors import UserError
 from weakly.methods.base import ImageSource, Predictor, Skipped
 from weakly.methods.fma.augment import check_sides, fit_size, resize_image, resize_labels, to_pixels
-from weakly.methods.fma.networks import SemanticNetwork
+from weakly.methods.fma.semantic_network import SemanticNetwork
 from weakly.segmentation import Segmentation
 from weakly.vocabulary import Vocabulary
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from weakly.methods.fma.networks import SemanticNetwork, rebuild_network
+from weakly.methods.fma.networks import rebuild_network
+from weakly.methods.fma.semantic_network import SemanticNetwork
 from weakly.methods.fma.settings import FmaSettings
 from weakly.methods.student_folder import ModelCard, StudentKind, load_student, save_student
 from weakly.vocabulary import Vocabulary

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from weakly.data.images import read_image
 from weakly.errors import UserError, WeaklyError
-from weakly.files import write_atomic
 from weakly.foundation.clip import Clip
 from weakly.methods.fma.cam import GradCam, cosine_logits, positives_of
 from weakly.methods.fma.losses import activation_loss, binary_loss, contrastive_loss, map_cross_entropy, seed_tags
@@ -36,6 +35,7 @@ from weakly.methods.fma.schedule import learning_rate
 from weakly.methods.fma.settings import PromptLoss, PromptSettings, SegmentationPromptSettings
 from weakly.methods.fma.views import Views, seed_view
 from weakly.methods.sampling import epoch_order
+from weakly.methods.stage_files import read_checkpoint, read_log, write_log, write_tensors
 
 SAVE_EVERY = 25
 """Updates between two checkpoints."""
@@ -189,11 +189,9 @@ def train_context(
         if done % SAVE_EVERY == 0 and done < settings.updates:
             _save(context, optimizer, files, data, done, rows)
         tell(done, settings.updates)
-    _write_log(files, rows)
-    state = {"context": context.context.detach().cpu().contiguous()}
-    _write_tensors(
-        files.context, state, {"stage": files.stage, "identity": files.identity, "updates": settings.updates}
-    )
+    write_log(files.log, rows)
+    about = {"stage": files.stage, "identity": files.identity, "updates": settings.updates}
+    write_tensors(files.context, {"context": context.context}, about)
     files.checkpoint.unlink(missing_ok=True)
 
 
@@ -271,20 +269,14 @@ def _resume(
     context: PromptContext, optimizer: torch.optim.Optimizer, files: PromptFiles, data: str
 ) -> tuple[int, list[dict[str, Any]]]:
     """Put the last checkpoint of this training into place: updates done, and the rows logged until then."""
-    try:
-        with safetensors.safe_open(files.checkpoint, "pt") as stored:
-            about = json.loads((stored.metadata() or {})["about"])
-            if about.get("data") != data:
-                return 0, []
-            context.context.data.copy_(stored.get_tensor("context"))
-            if "momentum" in stored.keys():  # noqa: SIM118 - no mapping
-                buffer = stored.get_tensor("momentum").to(context.context.device)
-                optimizer.state[context.context]["momentum_buffer"] = buffer
-            done = int(about["step"])
-    except (OSError, KeyError, ValueError, RuntimeError, safetensors.SafetensorError):
+    found = read_checkpoint(files.checkpoint, data=data)
+    if found is None or found[0]["context"].shape != context.context.shape:
         return 0, []
-    rows = [json.loads(line) for line in files.log.read_text().splitlines()] if files.log.is_file() else []
-    return done, [row for row in rows if row["step"] <= done]
+    tensors, about = found
+    context.context.data.copy_(tensors["context"])
+    if "momentum" in tensors:
+        optimizer.state[context.context]["momentum_buffer"] = tensors["momentum"].to(context.context.device)
+    return int(about["step"]), read_log(files.log, about["step"])
 
 
 def _save(
@@ -296,18 +288,7 @@ def _save(
     rows: Sequence[dict[str, Any]],
 ) -> None:
     """The log first, the checkpoint second: rows beyond a checkpoint are cut when it is read."""
-    _write_log(files, rows)
-    state = {"context": context.context.detach().cpu().contiguous()}
+    write_log(files.log, rows)
     momentum = optimizer.state[context.context].get("momentum_buffer")
-    if momentum is not None:
-        state["momentum"] = momentum.detach().cpu().contiguous()
-    _write_tensors(files.checkpoint, state, {"step": step, "data": data})
-
-
-def _write_tensors(path: Path, state: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """The library writes several entries of metadata in random order; one makes the same bytes every time."""
-    write_atomic(path, safetensors.torch.save(state, {"about": json.dumps(about)}))
-
-
-def _write_log(files: PromptFiles, rows: Sequence[dict[str, Any]]) -> None:
-    write_atomic(files.log, "".join(json.dumps(row) + "\n" for row in rows))
+    tensors = {"context": context.context, **({} if momentum is None else {"momentum": momentum})}
+    write_tensors(files.checkpoint, tensors, {"step": step, "data": data})

@@ -28,9 +28,6 @@ from weakly.methods.base import Skipped
 from weakly.methods.fma.augment import VOID, Augmentation, pad_view, plain_view, training_view
 from weakly.vocabulary import Vocabulary
 
-VIEWS = 1 << 31
-"""Random views of every image; so many that no view is trained on twice in practice."""
-
 VOID_COLOUR = (224, 224, 192)
 """What VOC paints void pixels in."""
 

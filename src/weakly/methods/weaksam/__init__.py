@@ -8,7 +8,6 @@ dataset), :mod:`targets`, :mod:`learner`, :mod:`predictor`, :mod:`settings`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,14 +20,17 @@ from weakly.methods.base import Learner, Method, Panel, Score, Skipped, Workspac
 from weakly.methods.embedding import find_store
 from weakly.methods.fma.pipeline import frozen_segmenter
 from weakly.methods.fma.seeds import tags_of
-from weakly.methods.fma.settings import from_plain
 from weakly.methods.optimisation import Optimisation
+from weakly.methods.tables import Tables
 from weakly.methods.weaksam.learner import WeakSamLearner
 from weakly.methods.weaksam.pipeline import STAGES, Pipeline
 from weakly.methods.weaksam.predictor import WeakSamPredictor
-from weakly.methods.weaksam.settings import PRESETS, WeakSamSettings
+from weakly.methods.weaksam.presets import PRESETS
+from weakly.methods.weaksam.pretrained import from_pretrained, save_pretrained
+from weakly.methods.weaksam.settings import WeakSamSettings
 from weakly.methods.weaksam.stages import Boxes, Stages
-from weakly.methods.weaksam.students import build_student, load_student, save_student
+from weakly.methods.weaksam.students import build_student
+from weakly.methods.weaksam.tables import paper_tables
 from weakly.methods.weaksam.targets import PseudoInstances, WeakSamData
 from weakly.vocabulary import Vocabulary
 
@@ -70,7 +72,7 @@ class WeakSamMethod(Method):
         """Write the student folder."""
         if not isinstance(learner, WeakSamLearner):
             raise TypeError(f"{type(learner).__name__} is no WeakSamLearner")
-        save_student(folder, learner.student, learner.vocabulary, asdict(learner.settings), card)
+        save_pretrained(folder, learner.student, learner.settings, learner.vocabulary, card)
 
     def load(self, folder: Path, workspace: Workspace) -> WeakSamPredictor:
         """The predictor of a student folder. The segmenter is loaded where boxes are to prompt it.
@@ -78,17 +80,11 @@ class WeakSamMethod(Method):
         Raises:
             UserError: the folder is damaged or of another version, or the segmenter is missing.
         """
-        saved = load_student(folder)
-        try:
-            settings = from_plain(WeakSamSettings, saved.settings)
-        except TypeError as error:
-            raise UserError(
-                f"{folder / 'config.json'} has settings this version does not know ({error}); use a matching version."
-            ) from error
+        student, settings, vocabulary = from_pretrained(folder)
         asked = not settings.wants_masks and settings.inference.boxes_to_masks == "segmenter"
         segmenter = frozen_segmenter(settings.segmenter, workspace.device) if asked else None
         store = find_store(workspace.features, segmenter, workspace.feature_dtype) if segmenter else None
-        return WeakSamPredictor(saved.student, saved.vocabulary, settings.inference, segmenter, workspace.device, store)
+        return WeakSamPredictor(student, vocabulary, settings.inference, segmenter, workspace.device, store)
 
     def scoring_of(self, settings: WeakSamSettings) -> Scoring:
         """Masks of instance heads, boxes of detectors."""
@@ -136,6 +132,10 @@ class WeakSamMethod(Method):
         """
         stages = _stages(settings, dataset, workspace)
         return [[] for _ in indices] if stages is None else [stages.panels(dataset[index]) for index in indices]
+
+    def tables(self, settings: WeakSamSettings) -> Tables:
+        """The published tables and the ablations; see :mod:`weakly.methods.weaksam.tables`."""
+        return paper_tables(settings)
 
 
 def _stages(settings: WeakSamSettings, dataset: Dataset, workspace: Workspace) -> Stages | None:

@@ -26,8 +26,16 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from weakly.errors import UserError, WeaklyError
-from weakly.files import write_atomic
 from weakly.methods.optimisation import Optimisation, build_optimizer, parameter_groups
+from weakly.methods.stage_files import (
+    below,
+    optimizer_tensors,
+    read_checkpoint,
+    read_log,
+    restore_optimizer,
+    write_log,
+    write_tensors,
+)
 from weakly.methods.weaksam.class_tokens import ClueNetwork, soft_margin_loss
 from weakly.methods.weaksam.clue_data import (
     ClueAugmentation,
@@ -79,7 +87,7 @@ class ClueTraining:
     batch: int = 64
     lr: float = 4e-4
     lr_base_batch: int = 512
-    warmup: float = 5
+    warmup: float = 5.0
     warm_lr: float = 1e-6
     min_lr: float = 1e-5
     weight_decay: float = 0.05
@@ -268,49 +276,34 @@ class _Run:
 
     def save(self, step: int) -> None:
         """The log first, the checkpoint second: rows beyond a checkpoint are cut when it is read."""
-        self._write_log()
+        write_log(self.files.log, self.rows)
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
         about = {"step": step, "data": self.identity, "training": self.files.identity, "best_map": self.best_map}
-        _write_tensors(self.files.checkpoint, tensors, about)
+        write_tensors(self.files.checkpoint, tensors, about)
 
     def resume(self) -> int:
         """Put the last checkpoint of this training into place: updates done."""
-        try:
-            with safetensors.safe_open(self.files.checkpoint, "pt") as stored:
-                about = json.loads((stored.metadata() or {})["about"])
-                if (about["data"], about["training"]) != (self.identity, self.files.identity):
-                    return 0
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
-        except (OSError, KeyError, ValueError, safetensors.SafetensorError):
+        found = read_checkpoint(self.files.checkpoint, data=self.identity, training=self.files.identity)
+        if found is None:
             return 0
-        self.network.load_state_dict(_below(tensors, "network."))
-        self.best, self.best_map = _below(tensors, "best."), float(about["best_map"])
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in _below(tensors, "optimizer.").items():
-            index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        log, done = self.files.log, int(about["step"])
-        rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-        self.rows = [row for row in rows if row["step"] <= done]
-        return done
+        tensors, about = found
+        self.network.load_state_dict(below(tensors, "network."))
+        self.best, self.best_map = below(tensors, "best."), float(about["best_map"])
+        restore_optimizer(self.optimizer, below(tensors, "optimizer."))
+        self.rows = read_log(self.files.log, about["step"])
+        return int(about["step"])
 
     def finish(self) -> None:
         """Store the weights that count and leave them in the network."""
         if self.training.select == "best":
             self.network.load_state_dict(self.best)
-        self._write_log()
+        write_log(self.files.log, self.rows)
         about = {"name": self.files.name, "training": self.files.identity, "data": self.identity}
-        _write_tensors(self.files.weights, self.network.state_dict(), about)
+        write_tensors(self.files.weights, self.network.state_dict(), about)
         self.files.checkpoint.unlink(missing_ok=True)
         self.network.eval()
-
-    def _write_log(self) -> None:
-        write_atomic(self.files.log, "".join(json.dumps(row) + "\n" for row in self.rows))
 
 
 def load_weights(network: ClueNetwork, path: Path) -> bool:
@@ -363,13 +356,3 @@ def _finite(losses: dict[str, Tensor], step: int, name: str) -> dict[str, float]
     if not math.isfinite(values["loss"]):
         raise WeaklyError(f"The loss of {name} is {values['loss']} at update {step}; lower settings.train.lr.")
     return values
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _write_tensors(path: Path, state: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """The library writes several entries of metadata in random order; one makes the same bytes every time."""
-    plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    write_atomic(path, safetensors.torch.save(plain, {"about": json.dumps(about)}))

@@ -31,7 +31,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead  # t
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign  # type: ignore[import-untyped]
 
 from weakly.errors import UserError
-from weakly.methods.fma.networks import pad_to
+from weakly.methods.fma.semantic_network import pad_to
 from weakly.methods.optimisation import norm_parameters
 from weakly.methods.weaksam.augment import Target
 from weakly.methods.weaksam.roi_drop import DropRoIHeads, DropSettings

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,13 +43,9 @@ from weakly.methods.weaksam.selective_search import selective_search
 from weakly.methods.weaksam.settings import WeakSamSettings
 from weakly.methods.weaksam.targets import PseudoInstances
 from weakly.methods.weaksam.wsod import WsodDetector, build_detector
+from weakly.methods.weaksam.wsod_data import WsodData
 from weakly.methods.weaksam.wsod_inference import DetectionFiles, detect_images, detection_identity
-from weakly.methods.weaksam.wsod_training import (
-    WsodData,
-    WsodFiles,
-    load_detector,
-    train_detector,
-)
+from weakly.methods.weaksam.wsod_training import WsodFiles, load_detector, train_detector
 from weakly.methods.weaksam.wsod_training import training_identity as wsod_identity
 from weakly.vocabulary import Vocabulary
 
@@ -220,7 +217,9 @@ class Pipeline:
         """
         setting, training, classes = self.settings.wsod, self.settings.wsod_training, len(self.vocabulary)
         fresh = build_detector(setting, classes, training.seed)
-        files = WsodFiles(self.workspace.run / "wsod", wsod_identity(fresh, training))
+        about = [wsod_identity(fresh, training), self._proposed_by()]
+        identity = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+        files = WsodFiles(self.workspace.run / "wsod", identity)
         if files.detector.is_file():
             return load_detector(files.detector).to(self.workspace.device)
         if images is None:
@@ -304,6 +303,20 @@ class Pipeline:
         instances = self.pseudo_instances(images, truths)
         done("targets")
         return instances
+
+    def _proposed_by(self) -> list[Any]:
+        """All that decides the proposals of an image, so that runs with others may keep their detectors together."""
+        setting = self.settings
+        if setting.proposals_by == "selective-search":
+            return [setting.proposals_by, asdict(setting.selective_search), asdict(setting.load)]
+        train = replace(setting.clues.train, memory=0, workers=0)
+        parts = [
+            asdict(replace(setting.clues, train=train)),
+            asdict(setting.peaks),
+            asdict(replace(setting.proposals, prompts_per_batch=1)),
+            asdict(setting.load),
+        ]
+        return [setting.proposals_by, self.segmenter.fingerprint, parts, dict(setting.names), setting.backgrounds]
 
     def _searched(self, images: Usable) -> list[Proposals]:
         """Selective search, stored like other proposals."""

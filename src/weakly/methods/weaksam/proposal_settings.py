@@ -79,7 +79,7 @@ class LoadSettings:
 
     dedup: bool = True
     clip: bool = True
-    min_side: float = 20
+    min_side: float = 20.0
 
     def __post_init__(self) -> None:
         _require(self.min_side >= 0, "load.min_side", self.min_side, "a number of at least 0")

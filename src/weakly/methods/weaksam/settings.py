@@ -1,25 +1,25 @@
-"""The settings of WeakSAM, a section per stage, and the presets behind its numbers (spec weaksam, section 12)."""
+"""The settings of WeakSAM, a section per stage (spec weaksam, section 12)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from weakly.errors import UserError
 from weakly.methods.weaksam.augment import Augmentation
 from weakly.methods.weaksam.clues import ClueSettings
 from weakly.methods.weaksam.detectors import DetectorSettings
+from weakly.methods.weaksam.mask2former import Mask2FormerSettings
 from weakly.methods.weaksam.peaks import PeakSettings
 from weakly.methods.weaksam.predictor import Inference
 from weakly.methods.weaksam.proposal_settings import LoadSettings, ProposalSettings
 from weakly.methods.weaksam.pseudo_truth import PseudoTruthSettings
+from weakly.methods.weaksam.rt_detr import RtDetrSettings
 from weakly.methods.weaksam.selective_search import SelectiveSearchSettings
 from weakly.methods.weaksam.students import Student, StudentSettings
-from weakly.methods.weaksam.transformers_heads import Mask2FormerSettings, RtDetrSettings
-from weakly.methods.weaksam.wsod import WsodSettings
 from weakly.methods.weaksam.wsod_inference import WsodInference
-from weakly.methods.weaksam.wsod_training import WsodTraining
+from weakly.methods.weaksam.wsod_settings import WsodSettings, WsodTraining
 
 ProposalSource = Literal["weaksam", "selective-search"]
 TruthSource = Literal["pseudo", "true-boxes"]
@@ -95,47 +95,3 @@ class WeakSamSettings:
     def wants_masks(self) -> bool:
         """Whether the student is trained on masks."""
         return self.student in ("mask_rcnn", "mask2former")
-
-
-_OPTIMISATION: dict[str, Any] = {
-    "optimizer": "sgd",
-    "lr": 0.02,
-    "momentum": 0.9,
-    "weight_decay": 1e-4,
-    "batch_size": 16,
-    "warmup_steps": 30,
-}
-_COCO: dict[str, Any] = {
-    "load": {"min_side": 2},
-    "pseudo_truth": {"tau_score": 0.5},
-    "wsod_training": {
-        "iterations": 125_000,
-        "steps": [82_500, 115_000],
-        "warmup": 500,
-        "gate_lr": 1e-3,
-    },
-    "detector": {"weights": "IMAGENET1K_V1", "drop": {"cls": 5.0, "reg": 4.0, "start": 10_000}},
-}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "voc07": {
-        "settings": {"wsod": {"weights": "IMAGENET1K_V1"}, "detector": {"weights": "IMAGENET1K_V1"}},
-        "optimisation": _OPTIMISATION,
-    },
-    "voc12": {
-        "settings": {
-            "wsod": {"weights": "IMAGENET1K_V1"},
-            "wsod_training": {"iterations": 32_000, "seed": 1},
-            "pseudo_truth": {"tau_score": 0.5},
-            # The released configuration of VOC 2012 trains without RoI drop.
-            "detector": {"weights": "IMAGENET1K_V1", "drop": {"mode": "off"}},
-        },
-        "optimisation": {**_OPTIMISATION, "lr": 0.015, "warmup_steps": 60},
-    },
-    "coco14": {
-        "settings": {**_COCO, "wsod": {"weights": "IMAGENET1K_V1"}},
-        "optimisation": {**_OPTIMISATION, "warmup_steps": 1000},
-    },
-}
-"""Sections of a recipe that depart from the defaults, by name."""

@@ -22,9 +22,6 @@ from weakly.methods.base import Skipped
 from weakly.methods.weaksam.augment import Augmentation, Instances, Target, View, plain_view, training_view
 from weakly.segmentation import Rle, decode_masks
 
-VIEWS = 1 << 31
-"""Random views of every image; so many that no view is trained on twice in practice."""
-
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PseudoInstances:

@@ -7,19 +7,16 @@ and C with OICR, D channels, N = 3 refinement branches. RoIs are ``x0, y0, x1, y
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.ops import box_iou, roi_align, roi_pool  # type: ignore[import-untyped]
 
 from weakly.errors import UserError
-from weakly.methods.fma.augment import fit_size, resize_image
-from weakly.methods.weaksam.drop_block import ConcreteDropBlock, DropBlockSettings
+from weakly.foundation.clip import CLIP_MEAN, CLIP_STD
+from weakly.methods.weaksam.drop_block import ConcreteDropBlock
 from weakly.methods.weaksam.mining import (
     PseudoBoxes,
     RoiTargets,
@@ -35,9 +32,10 @@ from weakly.methods.weaksam.mining import (
     probability_loss,
     to_inclusive,
 )
-from weakly.methods.weaksam.wsod_backbone import STRIDE, Body, Norm, build_stages, build_vgg16
+from weakly.methods.weaksam.wsod_backbone import STRIDE, Body, build_stages, build_vgg16
+from weakly.methods.weaksam.wsod_clip import build_clip
+from weakly.methods.weaksam.wsod_settings import BRANCHES, WsodSettings
 
-BRANCHES = 3
 CELLS = 7
 """Pooled cells along a side of a RoI."""
 
@@ -47,84 +45,8 @@ PAD = 32
 _COLOURS = {  # channel order of RGB input, mean, deviation; of 0..255
     "imagenet": ((0, 1, 2), (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
     "caffe": ((2, 1, 0), (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0)),
+    "clip": ((0, 1, 2), tuple(255 * value for value in CLIP_MEAN), tuple(255 * value for value in CLIP_STD)),
 }
-
-
-@dataclass(frozen=True)
-class WsodSettings:
-    """The detector; the defaults are WeakSAM's with MIST on VGG16, :func:`oicr_settings` those with OICR.
-
-    Attributes:
-        head: ``mist``: streams with a background column, box regression, cross-entropy; ``oicr``: streams of the
-            categories alone, no regression, a bounded logarithm.
-        mining: ``spread`` (MIST), ``near_top`` (WSOD2's OICR, which WeakSAM uses) or ``top`` (OICR's own).
-        backbone: ``vgg16`` or a ResNet of timm.
-        stages: of that ResNet, 2 to 4.
-        norm: of that ResNet: ``group``, or ``frozen`` batch norms, which come with trained weights.
-        weights: see :func:`~weakly.methods.weaksam.wsod_backbone.build_vgg16` and ``build_stages``; None: random.
-        frozen_groups: of VGG16's five groups of convolutions, how many do not train.
-        colours: of the pixels: ``imagenet`` (RGB, deviation 1) or ``caffe`` (BGR, 0..255), as the weights want.
-        pool: ``pool`` (RoIPool) or ``align`` (RoIAlign, several times faster on a CPU).
-        width: units of the two fully connected layers.
-        dropout: behind each of them.
-        branch_weights: of the losses of the three refinement branches.
-        portion: share of the RoIs that ``spread`` looks at.
-        mine_iou: ``spread``: candidates this close to a better one go.
-        near_ratio: ``near_top``: share of the best score that candidates reach.
-        near_iou: ``near_top``: a candidate that overlaps a better one with a larger IoU goes.
-        foreground_iou: of a RoI and its pseudo box.
-        drop_block: hides parts of the RoIs in training; None: nothing is hidden.
-    """
-
-    head: Literal["mist", "oicr"] = "mist"
-    mining: Literal["spread", "near_top", "top"] = "spread"
-    backbone: str = "vgg16"
-    stages: int = 3
-    norm: Norm = "group"
-    weights: str | None = None
-    frozen_groups: int = 2
-    colours: Literal["imagenet", "caffe"] = "imagenet"
-    pool: Literal["pool", "align"] = "pool"
-    width: int = 4096
-    dropout: float = 0.5
-    branch_weights: tuple[float, float, float] = (3.0, 1.0, 1.0)
-    portion: float = 0.15
-    mine_iou: float = 0.2
-    near_ratio: float = 0.9
-    near_iou: float = 0.5
-    foreground_iou: float = 0.5
-    drop_block: DropBlockSettings | None = field(default_factory=DropBlockSettings)
-
-    def __post_init__(self) -> None:
-        for name in ("portion", "mine_iou", "near_ratio", "near_iou", "foreground_iou"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"wsod.{name} is {getattr(self, name)}; give a fraction above 0 and at most 1.")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"wsod.dropout is {self.dropout}; give a number of at least 0 and below 1.")
-        if self.width < 1:
-            raise UserError(f"wsod.width is {self.width}; give at least 1.")
-        if not 2 <= self.stages <= 4:
-            raise UserError(f"wsod.stages is {self.stages}; give 2, 3 or 4.")
-        if not 0 <= self.frozen_groups <= 5:
-            raise UserError(f"wsod.frozen_groups is {self.frozen_groups}; give 0 to 5.")
-        if len(self.branch_weights) != BRANCHES or min(self.branch_weights) < 0:
-            raise UserError(f"wsod.branch_weights is {list(self.branch_weights)}; give three numbers of at least 0.")
-
-    @property
-    def offset(self) -> int:
-        """Column of category 0 in the two streams."""
-        return 1 if self.head == "mist" else 0
-
-
-def oicr_settings(settings: WsodSettings | None = None) -> WsodSettings:
-    """``settings`` (the defaults) with the head, mining and weights of WeakSAM's OICR."""
-    return replace(
-        settings or WsodSettings(),
-        head="oicr",
-        mining="near_top",
-        branch_weights=(1.0, 1.0, 1.0),
-        drop_block=None,
-    )
 
 
 class HeadOutputs(NamedTuple):
@@ -242,8 +164,9 @@ def build_detector(settings: WsodSettings, classes: int, seed: int = 0) -> WsodD
 
 
 def rebuild_detector(settings: WsodSettings, classes: int) -> WsodDetector:
-    """The detector of ``settings`` for whoever has all its weights: fetches and reads nothing."""
-    return WsodDetector(settings, classes, _build_body(settings, None))
+    """The detector of ``settings`` for whoever has all its weights: fetches and reads nothing but a frozen CLIP."""
+    weights = settings.weights if settings.backbone == "clip" else None
+    return WsodDetector(settings, classes, _build_body(settings, weights))
 
 
 def wsod_losses(
@@ -328,36 +251,6 @@ def roi_predictions(outputs: HeadOutputs, boxes: Tensor) -> RoiPredictions:
     return RoiPredictions(decode_boxes(outputs.offsets.mean(0)[:, 1:], boxes), scores)
 
 
-def roi_view(
-    image: NDArray[np.uint8], boxes: NDArray[np.float32], short: int, long: int, *, mirrored: bool
-) -> tuple[Tensor, Tensor]:
-    """An image and its RoIs at another size, and maybe mirrored left to right.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        boxes: (R, 4).
-        short: short side of the view, unless its long side would exceed ``long``.
-        long: in pixels.
-        mirrored: left to right.
-
-    Returns:
-        (3, h, w) uint8 and (R, 4) float32.
-    """
-    height, width = image.shape[:2]
-    new_height, new_width = fit_size((height, width), short, long)
-    resized = resize_image(image, (new_height, new_width))
-    factor = np.array([new_width / width, new_height / height] * 2)
-    scaled = torch.from_numpy((boxes * factor).astype(np.float32))
-    pixels = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-    return (pixels.flip(2), mirror(scaled, new_width)) if mirrored else (pixels, scaled)
-
-
-def mirror(boxes: Tensor, width: int) -> Tensor:
-    """(..., 4) boxes of the view mirrored left to right, ``width`` pixels wide."""
-    x0, y0, x1, y1 = boxes.unbind(-1)
-    return torch.stack([width - x1, y0, width - x0, y1], -1)
-
-
 def _mine(scores: Tensor, boxes: Tensor, overlaps: Tensor, tags: Tensor, settings: WsodSettings) -> PseudoBoxes:
     if settings.mining == "spread":
         return mine_spread(scores, tags, overlaps, portion=settings.portion, max_iou=settings.mine_iou)
@@ -367,6 +260,8 @@ def _mine(scores: Tensor, boxes: Tensor, overlaps: Tensor, tags: Tensor, setting
 
 
 def _build_body(settings: WsodSettings, weights: str | None) -> Body:
+    if settings.backbone == "clip":
+        return build_clip(weights)
     if settings.backbone == "vgg16":
         return build_vgg16(weights, frozen_groups=settings.frozen_groups, last_relu=settings.head == "oicr")
     return build_stages(settings.backbone, settings.stages, settings.norm, weights)

@@ -21,6 +21,7 @@ from torchvision.models import get_model_weights  # type: ignore[import-untyped]
 from torchvision.models.vgg import cfgs, make_layers  # type: ignore[import-untyped]
 
 from weakly.errors import UserError
+from weakly.methods.stage_files import below
 
 Norm = Literal["group", "frozen"]
 
@@ -68,8 +69,8 @@ def build_vgg16(weights: str | None, *, frozen_groups: int = 2, last_relu: bool 
             nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
     else:
         stored = read_weights(weights) if Path(weights).is_file() else _fetch_vgg16(weights)
-        load_weights(features, _below(stored, "features."), weights)
-        neck = _below(stored, "classifier.")
+        load_weights(features, below(stored, "features."), weights)
+        neck = below(stored, "classifier.")
     for position in _VGG_CONV5:
         features[position].dilation = features[position].padding = (2, 2)
     for position in range(_VGG_GROUPS[frozen_groups]):
@@ -186,7 +187,3 @@ def _fetch_vgg16(name: str) -> dict[str, Tensor]:
         raise UserError(
             f"The weights {name} of VGG16 cannot be fetched ({error}); give a local file, or none for random weights."
         ) from error
-
-
-def _below(stored: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}

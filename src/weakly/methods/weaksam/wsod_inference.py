@@ -26,7 +26,8 @@ from torchvision.ops import batched_nms, clip_boxes_to_image  # type: ignore[imp
 from weakly.errors import UserError
 from weakly.files import one_sentence_errors, write_json
 from weakly.methods.weaksam.detectors import Detections
-from weakly.methods.weaksam.wsod import RoiPredictions, WsodDetector, mirror, roi_predictions, roi_view
+from weakly.methods.weaksam.wsod import RoiPredictions, WsodDetector, roi_predictions
+from weakly.methods.weaksam.wsod_data import mirror, roi_view
 from weakly.vocabulary import Vocabulary
 
 GRID = 64
