@@ -147,7 +147,7 @@ def score_reference(
         dataset: images with known truth.
         score: what is scored.
         command: what the record states as its command.
-        preset: likewise.
+        preset: likewise; that of the recipe where the run's own student is scored.
     """
     bound = _reference(score, recipe, dataset, workspace(run, recipe))
     known: dict[str, Any] = {
@@ -155,6 +155,7 @@ def score_reference(
     }
     named: dict[str, Any] = {"method": score.method, "supervision": score.supervision, "row": "final", **known}
     _store(run, reference_label(dataset.split, score.method, score.supervision, named["row"]), bound)
+    preset = recipe.preset if score.of_student else preset
     return _record({**_common_fields(recipe, dataset, command), "preset": preset, **named}, bound)
 
 
@@ -183,10 +184,7 @@ def _store_panels(
 def _score_student(run: Run, recipe: Recipe, method: Method, dataset: Dataset, space: Workspace) -> _Scored:
     predictor = method.load(run.chosen_student(recipe.evaluation.student), space)
     if predictor.vocabulary.names != dataset.vocabulary.names:
-        raise UserError(
-            f"The student of {run.folder} was trained on other categories than {dataset.name} {dataset.split!r} has "
-            f"({len(predictor.vocabulary)} and {len(dataset.vocabulary)}); evaluate it on data with the same names."
-        )
+        predictor = predictor.with_vocabulary(dataset.vocabulary)
     sources = [_source(sample) for sample in dataset]
     stream = predictor.predict(sources, batch_size=recipe.evaluation.batch_size)
     return _score(dataset, stream, recipe, f"scoring {recipe.method} on {dataset.split}")
@@ -217,7 +215,7 @@ def _key(score: Score, recipe: Recipe, dataset: Dataset) -> str:
     digest.update(json.dumps([*parts, recipe.features.dtype, dataset.vocabulary.to_dict()], default=str).encode())
     for record in dataset.records:
         sample = record.sample
-        paths = (sample.path, record.label_map_path, record.object_map_path)
+        paths = (sample.path, record.label_map_path, record.object_map_path, record.whole_map_path)
         files = [(str(path), _stamp(path)) for path in paths if path is not None]
         objects = (
             None if record.instances is None else [(i.label, i.box, i.difficult, i.crowd) for i in record.instances]
@@ -227,7 +225,8 @@ def _key(score: Score, recipe: Recipe, dataset: Dataset) -> str:
             None if given is None else (getattr(given, places).tobytes(), given.labels.tobytes())
             for given, places in weak
         ]
-        digest.update(repr((sample.image_id, sample.size, record.truth, files, labels, objects)).encode())
+        truth = (record.truth, record.wholes, objects)
+        digest.update(repr((sample.image_id, sample.size, truth, files, labels)).encode())
     return digest.hexdigest()[:24]
 
 

@@ -133,6 +133,17 @@ class Predictor(ABC):
         """
         raise UserError("This student segments the names it was trained on and no others; leave the names out.")
 
+    def with_vocabulary(self, vocabulary: Vocabulary) -> Predictor:
+        """The same student, asked for other categories, those of another dataset.
+
+        Raises:
+            UserError: this student knows the categories it was trained on and no others.
+        """
+        raise UserError(
+            f"This student was trained on other categories than these, {len(self.vocabulary)} and {len(vocabulary)} of "
+            "them; use it on data with the same names."
+        )
+
 
 def _as_is(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image
@@ -150,6 +161,7 @@ class Score:
             with the same identity share them.
         extra: fields of its record: ``row``, ``setting``, ``segmenter``, ``published``.
         scoring: how it is compared with the truth; None: as the method's own results.
+        of_student: the run's own student made them, under other conditions; the record states the run's preset.
     """
 
     method: str
@@ -158,6 +170,7 @@ class Score:
     identity: Callable[[], str]
     extra: dict[str, Any] = field(default_factory=dict)
     scoring: Scoring | None = None
+    of_student: bool = False
 
 
 NO_CATEGORY = 65535

@@ -152,7 +152,9 @@ class PartClipMethod(Method):
             return str(load_student(folder, KIND).config["weights_sha256"])
 
         return [
-            Score(record_name(settings), "masks", results, identity, scoring=oracle_obj(settings.unseen)),
+            Score(
+                record_name(settings), "masks", results, identity, scoring=oracle_obj(settings.unseen), of_student=True
+            ),
         ]
 
 
