@@ -117,6 +117,14 @@ def test_the_stages_run_one_by_one(fma_recipe: Path, work: Path, capsys: pytest.
     assert "no stage 'wsod'; its stages are masks, classification" in capsys.readouterr().err
 
 
+def test_a_network_on_the_baselines_seeds_is_the_baselines(fma_recipe: Path, work: Path) -> None:
+    assert main(["fit", str(fma_recipe), "--settings.seeds_by", "clip-es", "--out", "run"]) == DONE
+    assert not (work / "run" / "prompts").exists(), "it learns no prompt"
+    assert sorted(path.name for path in (work / "run" / "seeds").iterdir()) == ["clip-es"]
+    records = read_records(work / "run" / "metrics.json")
+    assert {(r.method, r.row) for r in records} == {("clip-es", "final"), ("clip-es", "seeds")}
+
+
 def test_an_interrupted_run_ends_with_the_same_bytes(
     fma_recipe: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

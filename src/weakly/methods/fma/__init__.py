@@ -50,7 +50,7 @@ class FmaMethod(Method):
         """
         pipeline = Pipeline(settings, dataset.vocabulary, workspace)
         images = pipeline.usable(dataset)
-        seeds = pipeline.fine_seeds(images, dataset.split)
+        seeds = pipeline.network_seeds(images, dataset.split)
         return FmaData(
             images=tuple(images.paths),
             seeds=tuple(seeds),
@@ -82,6 +82,10 @@ class FmaMethod(Method):
         refine = refiner(settings, workspace)
         return FmaPredictor(network, vocabulary, settings.inference, refine, workspace.device)
 
+    def final_row(self, settings: FmaSettings) -> dict[str, str]:
+        """A network trained on the baseline's seeds is the baseline's."""
+        return {"method": settings.seeds_by}
+
     def references(self, settings: FmaSettings, dataset: Dataset, workspace: Workspace) -> list[Score]:
         """Seeds against the truth: CLIP-ES's, and, once its prompts are trained, this run's own.
 
@@ -102,8 +106,11 @@ class FmaMethod(Method):
     ) -> list[list[Panel]]:
         """Activation map, affinity, quasi-superpixels and seeds of some images; see :mod:`weakly.methods.fma.stages`.
 
-        An image that cannot be read, or shows nothing according to its tags, has none.
+        An image that cannot be read, or shows nothing according to its tags, has none, nor has a run on the baseline's
+        seeds.
         """
+        if settings.seeds_by == "clip-es":
+            return [[] for _ in indices]
         return stage_panels(Pipeline(settings, dataset.vocabulary, workspace), dataset.select(indices))
 
     def tables(self, settings: FmaSettings) -> Tables:

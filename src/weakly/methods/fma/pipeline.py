@@ -157,15 +157,19 @@ class Pipeline:
         skipped = (Skipped(s.image_id, s.path, reasons[s.path]) for s in dataset if s.path in reasons)
         return Usable(samples, tuple(skipped))
 
-    def fine_seeds(self, images: Usable, title: str) -> list[Path]:
+    def network_seeds(self, images: Usable, title: str) -> list[Path]:
         """Seed PNGs that the network is trained on; prompts that are not there yet are trained on these images first.
 
         Args:
             images: of the training split, or of another one once the prompts are trained.
             title: of the split, for progress.
         """
-        self._train(images, title)
-        seeds = self._build("fine", images, title)
+        if self.settings.seeds_by == "clip-es":
+            self._say_done("classification", "coarse-seeds", "segmentation")
+            seeds = self._build("clip-es", images, title)
+        else:
+            self._train(images, title)
+            seeds = self._build("fine", images, title)
         self.workspace.done("seeds")
         return seeds
 

@@ -273,6 +273,7 @@ class FmaSettings:
         coarse: seeds of the first prompt set.
         fine: seeds the network is trained on.
         clip_es: seeds of the baseline.
+        seeds_by: whose seeds the network is trained on: ``fma``, or the baseline's, ``clip-es``, which learns no prompt.
         crf: of seeds and post-processing.
         crf_wrapped: the CRF sees the image as CLIP-ES's does, mean subtracted and wrapped around; for parity alone.
         parity: add the released code's absolute epsilons, which weaken small activations.
@@ -298,6 +299,7 @@ class FmaSettings:
     coarse: SeedSettings = field(default_factory=SeedSettings)
     fine: SeedSettings = field(default_factory=SeedSettings)
     clip_es: ClipEsSettings = field(default_factory=ClipEsSettings)
+    seeds_by: Literal["fma", "clip-es"] = "fma"
     crf: CrfSettings = field(default_factory=CrfSettings)
     crf_wrapped: bool = False
     parity: bool = False
@@ -333,6 +335,8 @@ class FmaSettings:
     @property
     def seed_masks(self) -> tuple[AutomaticMaskSettings, ...]:
         """The distinct automatic masks that stages before the network ask for."""
+        if self.seeds_by == "clip-es":
+            return (self.masks,) if self.clip_es.by_masks else ()
         coarse = [self.masks] if self.segmentation is not None and self.coarse.by_masks else []
         fine = [self.for_fine.masks] if self.fine.by_masks else []
         return tuple(dict.fromkeys([*coarse, *fine]))
