@@ -273,7 +273,7 @@ class FmaSettings:
         coarse: seeds of the first prompt set.
         fine: seeds the network is trained on.
         clip_es: seeds of the baseline.
-        seeds_by: whose seeds the network is trained on: ``fma``, or the baseline's, ``clip-es``, which learns no prompt.
+        seeds_by: whose seeds the network is trained on: ``fma``, or the baseline's, ``clip-es``, without prompts.
         crf: of seeds and post-processing.
         crf_wrapped: the CRF sees the image as CLIP-ES's does, mean subtracted and wrapped around; for parity alone.
         parity: add the released code's absolute epsilons, which weaken small activations.
