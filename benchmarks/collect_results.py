@@ -43,27 +43,50 @@ def collect(runs: list[Path], name: str, pages: tuple[str, ...] = PAGES) -> None
 
 
 def stages(records: Sequence[Record]) -> str:
-    """A Markdown table of methods with one figure each for several stages and splits, in percent."""
+    """A Markdown table of records with one figure each for several stages and splits, in percent.
+
+    What differs between records has a column, what all have in common stands below.
+    """
+    words = [name for name in WORDS if len({getattr(r, name) for r in records} - {None}) > 1]
     figures = [name for name in FLAT_FIGURES if any(getattr(record, name) is not None for record in records)]
-    head = ["row", "method", "labels", "split", "images", *figures]
+    head = [WORDS[name] for name in words] + figures
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for record in records:
+        cells = ["-" if getattr(record, name) is None else str(getattr(record, name)) for name in words]
         values = [getattr(record, name) for name in figures]
-        cells = ["-" if value is None else f"{100 * value:.1f}" for value in values]
-        words = [str(record.row), record.method, str(record.supervision), record.split, str(record.images)]
-        lines.append("| " + " | ".join([*words, *cells]) + " |")
-    first = records[0]
+        cells += ["-" if value is None else f"{100 * value:.1f}" for value in values]
+        lines.append("| " + " | ".join(cells) + " |")
+    shared = [f"{WORDS[name]} {first_of(records, name)}" for name in WORDS if name not in words]
+    about = f"{records[0].data} at {records[0].resolution}, segmenter `{first_of(records, 'segmenter')}`"
     commands = ", ".join(f"`{command}`" for command in dict.fromkeys(record.command for record in records))
-    about = f"{first.data} at {first.resolution}, segmenter `{first.segmenter or records[-1].segmenter}`"
-    lines += ["", f"{about}, seed {first.seed}. In percent. Written by {commands}."]
+    lines += ["", f"{', '.join([about, *shared])}. In percent. Written by {commands}."]
     return "\n".join(lines)
 
 
+WORDS = {
+    "row": "row",
+    "method": "method",
+    "preset": "preset",
+    "supervision": "labels",
+    "setting": "setting",
+    "split": "split",
+    "images": "images",
+    "seed": "seed",
+}
+"""Fields of a record that tell it from others, and what tables call them."""
+
+
+def first_of(records: Sequence[Record], name: str) -> str:
+    """The first value that a field has in any record; a dash where it has none."""
+    return next((str(getattr(r, name)) for r in records if getattr(r, name) is not None), "-")
+
+
 def merged(records: Sequence[Record]) -> list[Record]:
-    """One record per (method, supervision, preset, row, split, seed), upper bounds first."""
-    unique = {(r.method, r.supervision, r.preset, r.row, r.split, r.seed): r for r in records}
+    """The last record of every measurement, upper bounds first."""
+    unique = {record.identity: record for record in records}
     return sorted(
-        unique.values(), key=lambda r: (r.method != "oracle", r.method, str(r.supervision), str(r.row), r.split)
+        unique.values(),
+        key=lambda r: (r.method != "oracle", r.method, str(r.supervision), str(r.row), str(r.setting), r.split),
     )
 
 
