@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,22 +13,20 @@ from numpy.typing import NDArray
 
 from weakly.data.dataset import Dataset
 from weakly.data.images import read_image
-from weakly.errors import UserError
-from weakly.foundation.features import BuildReport, Features, FeatureStore
+from weakly.foundation.feature_build import ReadImage
 from weakly.foundation.promptable import Pad, PromptableSegmenter
 from weakly.foundation.sam import load_segmenter
-from weakly.methods.base import Learner, Method, Score, Skipped, Workspace
+from weakly.methods.base import Learner, Method, Score, Workspace
 from weakly.methods.baselines.oracle import oracle_scores
 from weakly.methods.embedding import find_store
 from weakly.methods.optimisation import Optimisation
+from weakly.methods.stored_views import store_views
 from weakly.methods.wps.learner import WpsLearner, build_prompter
 from weakly.methods.wps.predictor import WpsPredictor
 from weakly.methods.wps.pretrained import from_pretrained, save_pretrained
 from weakly.methods.wps.settings import PRESETS, WpsSettings
 from weakly.methods.wps.targets import WpsData, teacher_targets
 from weakly.vocabulary import Vocabulary
-
-log = logging.getLogger(__name__)
 
 
 class WpsMethod(Method):
@@ -47,31 +44,12 @@ class WpsMethod(Method):
             UserError: the dataset lacks the labels, or no image can be read.
         """
         segmenter = frozen_segmenter(settings.segmenter, settings.pad, workspace.device)
-        paths = [sample.path for sample in dataset]
-        store = FeatureStore.open(workspace.features, segmenter, workspace.feature_dtype)  # type: ignore[arg-type]
-        reports = [(store, store.build(paths, progress=partial(workspace.progress, f"features {dataset.split}")))]
-        if settings.flip:
-            mirrored = FeatureStore.open(
-                workspace.features,
-                segmenter,
-                workspace.feature_dtype,  # type: ignore[arg-type]
-                variant="hflip",
-            )
-            progress = partial(workspace.progress, f"mirrored features {dataset.split}")
-            reports.append((mirrored, mirrored.build(paths, read=read_mirrored, progress=progress)))
-        for built, report in reports:
-            workspace.note(_stored(built, report, dataset))
-        kept = [i for i in range(len(paths)) if all(report.keys[i] is not None for _, report in reports)]
-        if not kept:
-            raise UserError(f"No image of {dataset.name} ({dataset.split}) can be read; run `weakly data check` on it.")
-        usable = dataset.select(kept)
-        budget = workspace.feature_budget // len(reports)
-        plain, *mirror = (
-            _hold(store, report, kept=kept, budget=budget, device=workspace.device) for store, report in reports
-        )
+        views: dict[str, ReadImage] = {"": read_image, **({"hflip": read_mirrored} if settings.flip else {})}
+        stored = store_views(segmenter, dataset, views, workspace)
+        usable = dataset.select(stored.kept)
+        plain, *mirror = stored.features
         flipped = (mirror[0], teacher_targets(segmenter, usable, settings, flip=True)) if mirror else None
-        skipped = _skipped(dataset, [report for _, report in reports])
-        return WpsData(plain, teacher_targets(segmenter, usable, settings), flipped, skipped)
+        return WpsData(plain, teacher_targets(segmenter, usable, settings), flipped, stored.skipped)
 
     def learner(
         self, settings: WpsSettings, vocabulary: Vocabulary, optimisation: Optimisation, total_steps: int
@@ -123,25 +101,6 @@ def frozen_segmenter(name: str, pad: Pad, device: str | None = None) -> Promptab
 def _load_once(name: str, pad: Pad) -> PromptableSegmenter:
     with torch.random.fork_rng(devices=[]):
         return load_segmenter(name, pad=pad)
-
-
-def _stored(store: FeatureStore, report: BuildReport, dataset: Dataset) -> str:
-    variant = f", {store.identity.variant}" if store.identity.variant else ""
-    return (
-        f"Features of {dataset.split}{variant}: {report.encoded} images encoded, {report.reused} found; "
-        f"{store.identity.dtype} against float32: {report.drift}"
-    )
-
-
-def _hold(store: FeatureStore, report: BuildReport, *, kept: list[int], budget: int, device: str) -> Features:
-    return store.hold([key for i in kept if (key := report.keys[i]) is not None], budget, device)
-
-
-def _skipped(dataset: Dataset, reports: Sequence[BuildReport]) -> tuple[Skipped, ...]:
-    reasons = {path: reason for report in reports for path, reason in report.skipped}
-    for reason in reasons.values():
-        log.warning("Left out of training: %s", reason)
-    return tuple(Skipped(s.image_id, s.path, reasons[s.path]) for s in dataset if s.path in reasons)
 
 
 def read_mirrored(path: Path) -> NDArray[np.uint8]:
