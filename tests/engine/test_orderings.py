@@ -65,6 +65,25 @@ def test_figures_by_name():
         figure_of(record, "ap50")
 
 
+def test_figures_of_the_details_are_found_at_any_depth():
+    details = {
+        "recall": {"seen": 0.5, "unseen": None},
+        "voc07_ap50": 0.75,
+        "kind": "boxes",
+        "strict": {"iou": {"all": 1}},
+    }
+    record = Record(method="m", data="d", split="s", images=1, miou=0.25, details=details)
+    assert figure_of(record, "details.recall.seen") == 0.5
+    assert figure_of(record, "details.voc07_ap50") == 0.75
+    assert figure_of(record, "details.strict.iou.all") == 1.0
+    for name in ("recall", "recall.unseen", "recall.seen.all", "precision", "kind"):
+        with pytest.raises(UserError, match=rf"gave no details\.{name}"):
+            figure_of(record, f"details.{name}")
+    plain = Record(method="m", data="d", split="s", images=1, miou=0.25)
+    with pytest.raises(UserError, match="gave no details"):
+        figure_of(plain, "details.recall.seen")
+
+
 def test_tables_that_contradict_themselves_are_mistakes_of_the_program():
     with pytest.raises(ValueError, match="not measured"):
         table_of("a", "b", ascending=("a", "c"))

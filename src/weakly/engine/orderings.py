@@ -114,16 +114,26 @@ def judge(table: Table, figures: Mapping[str, Measured]) -> list[Judgement]:
 
 
 def figure_of(record: Record, name: str) -> float:
-    """A figure of a record: ``miou``, or ``dataset41.miou`` of a protocol.
+    """A figure of a record: ``miou``, ``dataset41.miou`` of a protocol, ``details.recall.unseen`` of its details.
 
     Raises:
         UserError: the record has none of that name.
     """
-    protocol, _, figure = name.rpartition(".")
-    value = (record.protocols or {}).get(protocol, {}).get(figure) if protocol else getattr(record, name, None)
-    if value is None or not math.isfinite(value):
+    value = _found(record, name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(f"{record.data} {record.split!r} gave no {name}; its truth shows none of the categories.")
     return float(value)
+
+
+def _found(record: Record, name: str) -> Any:
+    """Whatever a record has under a name, at any depth of its details; None for nothing."""
+    if name.startswith("details."):
+        value: Any = record.details
+        for key in name.split(".")[1:]:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+    protocol, _, figure = name.rpartition(".")
+    return (record.protocols or {}).get(protocol, {}).get(figure) if protocol else getattr(record, name, None)
 
 
 def _step(lower: str, higher: str, figures: Mapping[str, Measured]) -> Step:

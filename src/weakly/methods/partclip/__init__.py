@@ -16,7 +16,7 @@ from weakly.evaluation.open_vocabulary import oracle_obj, pred_all
 from weakly.evaluation.scoring import Scoring
 from weakly.foundation.clipseg import ClipSeg
 from weakly.foundation.promptable import PromptableSegmenter
-from weakly.methods.base import Learner, Method, Score, Skipped, Workspace
+from weakly.methods.base import Learner, Method, Panel, Score, Skipped, Workspace
 from weakly.methods.embedding import find_store
 from weakly.methods.optimisation import Optimisation
 from weakly.methods.partclip.learner import PartClipLearner
@@ -25,10 +25,13 @@ from weakly.methods.partclip.names import parse_request
 from weakly.methods.partclip.predictor import PartClipPredictor, Student, oracle_results
 from weakly.methods.partclip.presets import PRESETS
 from weakly.methods.partclip.settings import PartClipSettings
+from weakly.methods.partclip.stages import stage_panels
+from weakly.methods.partclip.tables import paper_tables
 from weakly.methods.partclip.taps import TapEncoder, View, frozen_encoder
 from weakly.methods.partclip.targets import PartData, drawn_rows, read_targets, seen_classes
 from weakly.methods.stored_views import store_views
 from weakly.methods.student_folder import ModelCard, StudentKind, load_student, save_student
+from weakly.methods.tables import Tables
 from weakly.segmentation import Segmentation
 from weakly.vocabulary import Vocabulary
 
@@ -156,6 +159,23 @@ class PartClipMethod(Method):
                 record_name(settings), "masks", results, identity, scoring=oracle_obj(settings.unseen), of_student=True
             ),
         ]
+
+    def panels(
+        self, settings: PartClipSettings, dataset: Dataset, workspace: Workspace, indices: Sequence[int]
+    ) -> list[list[Panel]]:
+        """Parts and objects found, and single parts as heat; see :mod:`weakly.methods.partclip.stages`.
+
+        None before the run's student is trained.
+        """
+        folder = workspace.run / "student"
+        if not (folder / "config.json").is_file():
+            return [[] for _ in indices]
+        predictor = self.load(folder, workspace).with_vocabulary(dataset.vocabulary)
+        return stage_panels(predictor, dataset.select(indices), settings.unseen)
+
+    def tables(self, settings: PartClipSettings) -> Tables:
+        """The paper's tables, and one row per switch; see :mod:`weakly.methods.partclip.tables`."""
+        return paper_tables(settings)
 
 
 def build_student(settings: PartClipSettings, clipseg: ClipSeg) -> Student:
