@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -99,6 +100,18 @@ def test_a_run_is_trained_scored_in_both_settings_and_asked_for_other_names(
     assert main([*asked[:-1], "bear: head"]) == WRONG_USE
     assert "of other names" in capsys.readouterr().err
     assert main([*asked[:-1], "bear"]) == WRONG_USE
+
+
+def test_a_run_is_scored_on_other_data_by_their_names(partclip_recipe: Path, work: Path) -> None:
+    assert main(["fit", str(partclip_recipe), "--out", "run", "--evaluation.references", "false"]) == DONE
+    shutil.copytree(partclip_recipe.parent / "world", work / "other")
+    for annotations in (work / "other" / "annotations").rglob("*.json"):
+        annotations.write_text(annotations.read_text().replace("dog's ", "wolf's ").replace('"dog"', '"wolf"'))
+    before = sorted(str(path) for path in (work / "other").rglob("*"))
+    assert main(["evaluate", "run", "--data.root", "other"]) == DONE
+    assert sorted(str(path) for path in (work / "other").rglob("*")) == before, "nothing is drawn there"
+    last = [record for record in read_records(work / "run" / "metrics.json") if record.setting == "pred-all"][-1]
+    assert "wolf" in {row["object"] for row in last.per_class}
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(

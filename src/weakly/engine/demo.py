@@ -28,7 +28,8 @@ class Demo:
 
     Attributes:
         runs: the run folders, in the order of their names.
-        records: upper bounds and baselines, then stages, then final results; what several runs share comes once.
+        records: first those of other methods: upper bounds, baselines, stages; then the method's own, of which what
+            its students came to comes last. What several runs share comes once.
     """
 
     runs: tuple[Path, ...]
@@ -48,13 +49,16 @@ def demo(out: Path, method: str = "wps", *, overrides: Sequence[Override] = (), 
         UserError: the method has no demo.
     """
     recipes = demo_recipes(method, out, overrides)
-    found: dict[tuple[object, ...], Record] = {}
+    references: dict[tuple[object, ...], Record] = {}
+    students = []
     for name, recipe in recipes.items():
         console.print(f"Run {name!r} of the demo of {method}")
         run = fit(recipe, out / name)
-        for record in evaluate(run.folder, command=command).records:
-            found.setdefault((record.method, record.supervision, record.row), record)
-    records = tuple(sorted(found.values(), key=lambda record: _rank(record, method)))
+        student, *others = evaluate(run.folder, command=command).records
+        students.append(student)
+        for record in others:
+            references.setdefault(record.identity, record)
+    records = tuple(sorted([*references.values(), *students], key=lambda record: record.method == method))
     update_records(Run(out).metrics, records)
     write_json(out / "demo.json", {"command": command, "method": method, "runs": list(recipes)})
     return Demo(tuple(out / name for name in recipes), records)
@@ -77,9 +81,3 @@ def _folder(method: str) -> Path:
     """``demo/`` in the folder of a method, whether it is there or not."""
     find_method(method)
     return Path(str(importlib.resources.files(f"weakly.methods.{method}"))) / "demo"
-
-
-def _rank(record: Record, method: str) -> tuple[bool, bool, str]:
-    """Other methods first, then the stages of this one, its final results last; each in the order of its runs."""
-    own = record.method == method
-    return own, own and record.row == "final", str(record.supervision)

@@ -84,7 +84,7 @@ def evaluate(
         UserError: the run is not trained, the split has no truth, or the data or results do not fit.
     """
     run = open_run(folder)
-    recipe = load_recipe(run.recipe_file, overrides)
+    recipe = load_recipe(run.recipe_file, _undrawn(overrides))
     split = split or recipe.evaluated_split()
     dataset = open_split(recipe.data, split)
     scoring = find_method(recipe.method).scoring_of(recipe.settings)
@@ -96,6 +96,13 @@ def evaluate(
     command = command or f"weakly evaluate {folder} --split {split}"
     with lock(run.folder):
         return _evaluate(run, recipe, dataset, results, name, command)
+
+
+def _undrawn(overrides: Sequence[Override]) -> list[Override]:
+    """Other data than the run's is read as it is: nothing is drawn where the recipe draws its own world."""
+    keys = [key for key, _ in overrides]
+    elsewhere = "data.root" in keys and not any(key.startswith("data.render") for key in keys)
+    return [*overrides, *([("data.render", "null")] if elsewhere else [])]
 
 
 def can_score(recipe: Recipe, split: str) -> bool:
@@ -154,15 +161,16 @@ def score_reference(
         key: score.extra[key] for key in ("row", "setting", "segmenter", "published") if key in score.extra
     }
     named: dict[str, Any] = {"method": score.method, "supervision": score.supervision, "row": "final", **known}
-    _store(run, reference_label(dataset.split, score.method, score.supervision, named["row"]), bound)
+    label = reference_label(dataset.split, score.method, score.supervision, named["row"], bound.fields.get("setting"))
+    _store(run, label, bound)
     preset = recipe.preset if score.of_student else preset
     return _record({**_common_fields(recipe, dataset, command), "preset": preset, **named}, bound)
 
 
-def reference_label(split: str, method: str, supervision: str, row: str) -> str:
+def reference_label(split: str, method: str, supervision: str, row: str, setting: str | None = None) -> str:
     """What the files of an upper bound or a stage are named for: ``"val-oracle-box"``, ``"val-fma-tags-seeds"``."""
-    label = f"{split}-{method}-{supervision}"
-    return label if row == "final" else f"{label}-{row}"
+    words = (split, method, supervision, row if row != "final" else None, setting)
+    return "-".join(word for word in words if word)
 
 
 def _read_results(path: Path, whole: Dataset, dataset: Dataset) -> Iterator[Segmentation]:

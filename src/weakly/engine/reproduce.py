@@ -127,12 +127,13 @@ def reproduce(
         _claim(out, base)
         jobs = _plan(out, paper, repetitions)
         state = Reproduction(out, paper, base, budget, repetitions, command)
-        done: dict[Path, Record | str] = {}
-        shown = [t for t in paper.tables if t in chosen or all(is_computed(job) for job in _jobs_of(t, jobs))]
-        wanted = {job.folder: job for table in shown for job in _jobs_of(table, jobs)}
-        for number, job in enumerate(wanted.values(), 1):
-            console.print(f"[{number}/{len(wanted)}] {job.folder.name}", markup=False)
-            done[job.folder] = _try(job, partial(compute, job, out / "shared", paper.shared, command))
+        done: dict[_Scored, Record | str] = {}
+        shown = [t for t in paper.tables if t in chosen or _is_measured(_jobs_of(t, jobs))]
+        wanted = {_scored(job): job for table in shown for job in _jobs_of(table, jobs)}
+        for number, (scored, job) in enumerate(wanted.items(), 1):
+            told = f", {job.measure.setting}" if job.measure.setting else ""
+            console.print(f"[{number}/{len(wanted)}] {job.folder.name}{told}", markup=False)
+            done[scored] = _try(job, partial(compute, job, out / "shared", paper.shared, command))
             state = replace(state, results=tuple(_result(table, jobs, done, out) for table in shown))
             _write(state)
             tell(state)
@@ -228,6 +229,19 @@ def _jobs_of(table: Table, jobs: Mapping[tuple[str, str], list[Job]]) -> list[Jo
     return [job for place in _measured(table) for job in jobs[table.number, place]]
 
 
+_Scored = tuple[Path, str | None]
+"""A run, and the setting that its student is scored in."""
+
+
+def _scored(job: Job) -> _Scored:
+    return job.folder, job.measure.setting
+
+
+def _is_measured(jobs: list[Job]) -> bool:
+    """Whether a table has cells, and earlier calls have computed all of them."""
+    return bool(jobs) and all(is_computed(job) for job in jobs)
+
+
 def _measured(table: Table) -> dict[str, Measure]:
     return {place: cell.measure for place, cell in table.places() if cell.measure is not None}
 
@@ -248,7 +262,7 @@ def _try(job: Job, compute_cell: Callable[[], Record]) -> Record | str:
 def _result(
     table: Table,
     jobs: Mapping[tuple[str, str], list[Job]],
-    done: Mapping[Path, Record | str],
+    done: Mapping[_Scored, Record | str],
     out: Path,
 ) -> TableResult:
     figures = {
@@ -258,10 +272,10 @@ def _result(
     return TableResult(table, figures, tuple(judge(table, figures)))
 
 
-def _measurement(jobs: list[Job], measure: Measure, done: Mapping[Path, Record | str], out: Path) -> Measured:
+def _measurement(jobs: list[Job], measure: Measure, done: Mapping[_Scored, Record | str], out: Path) -> Measured:
     values, records, missing = {}, {}, ""
     for repetition, job in enumerate(jobs):
-        record = done.get(job.folder, "not reached yet")
+        record = done.get(_scored(job), "not reached yet")
         if isinstance(record, str):
             missing = missing or record
             continue

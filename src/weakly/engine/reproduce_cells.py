@@ -87,7 +87,9 @@ def compute(job: Job, shared: Path, names: Sequence[str], command: str) -> Recor
         _train(Run(folder), recipe, shared, names)
         _go_on_from(Run(folder), run, job.recipe)
     _train(run, job.recipe, shared, names)
-    return scoring.evaluate(run.folder, overrides=[("evaluation.references", "false")], command=command).records[0]
+    wanted = "false" if job.measure.setting is None else "true"
+    found = scoring.evaluate(run.folder, overrides=[("evaluation.references", wanted)], command=command).records
+    return _in_setting(found, job)
 
 
 def is_computed(job: Job) -> bool:
@@ -105,8 +107,21 @@ def _stored(run: Run, job: Job) -> Record | None:
         split = job.recipe.evaluated_split()
     else:
         (method, row), split = job.measure.reference, job.recipe.data.train
-    found = [r for r in read_records(run.metrics) if (r.method, r.row, r.split) == (method, row, split)]
+    setting = job.measure.setting
+    found = [
+        record
+        for record in read_records(run.metrics)
+        if (record.method, record.row, record.split) == (method, row, split) and setting in (None, record.setting)
+    ]
     return found[0] if found else None
+
+
+def _in_setting(records: Sequence[Record], job: Job) -> Record:
+    """The student's record in the setting that is asked for; its own result comes first."""
+    for record in records:
+        if job.measure.setting in (None, record.setting):
+            return record
+    raise UserError(f"The student of {job.folder} is not scored in the setting {job.measure.setting!r}.")
 
 
 def _train(run: Run, recipe: Recipe, shared: Path, names: Sequence[str]) -> None:

@@ -27,7 +27,9 @@ class Measure:
         reference: method and row of that :class:`~weakly.methods.base.Score`; for a student None.
         after: changes that matter after training alone; cells that differ in nothing else train once.
         seeds: keys that get the number of the repetition, from the second one on; none: repetitions are equal.
-        figure: of the record, as a fraction: ``"miou"``, ``"ap50"`` ..., or ``"dataset41.miou"`` of a protocol.
+        figure: of the record, as a fraction: ``"miou"``, ``"ap50"`` ..., ``"dataset41.miou"`` of a protocol, or
+            ``"details.recall.unseen"`` of its details.
+        setting: of the record, where a student is scored in several: ``"pred-all"``, ``"oracle-obj"``; None: its own.
     """
 
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -36,12 +38,13 @@ class Measure:
     after: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[str, ...] = ()
     figure: str = "miou"
+    setting: str | None = None
 
     def __post_init__(self) -> None:
         if (self.scored == "student") != (self.reference is None):
             raise ValueError(f"a measure of a {self.scored} with the reference {self.reference}")
-        if self.after and self.scored != "student":
-            raise ValueError("changes after training need a student")
+        if (self.after or self.setting) and self.scored != "student":
+            raise ValueError("changes after training, and settings, need a student")
 
     def changed(self, repetition: int = 0) -> dict[str, Any]:
         """All changes to the base recipe of one repetition; the first keeps the recipe's own seeds."""

@@ -22,6 +22,7 @@ from weakly.engine.runs import Run
 from weakly.engine.splits import open_split, without_render
 from weakly.errors import UserError
 from weakly.evaluation.records import read_records
+from weakly.methods.base import find_method
 from weakly.report.charts import Curve
 from weakly.report.curves import read_curves
 from weakly.report.gallery import Case, Column, ImageId, by_image, choose_cases, gallery_rows
@@ -257,15 +258,18 @@ def _stages(loaded: Sequence[_Loaded], datasets: Mapping[str, Dataset]) -> list[
 
 def _is_own(loaded: _Loaded, record: ScoreRecord) -> bool:
     """Whether the record is of the run's method, not of a baseline or another program."""
-    return loaded.recipe is not None and record["method"] == loaded.recipe.method
+    if loaded.recipe is None:
+        return False
+    named = find_method(loaded.recipe.method).final_row(loaded.recipe.settings)
+    return bool(record["method"] == named.get("method", loaded.recipe.method))
 
 
 def _column(loaded: _Loaded, record: ScoreRecord) -> list[Column]:
     """The stored masks and per-image scores behind a record; nothing where they are gone."""
     split, method, row = str(record["split"]), str(record["method"]), str(record.get("row") or "final")
-    labels = [reference_label(split, method, str(record.get("supervision")), row)]
+    labels = [reference_label(split, method, str(record.get("supervision")), row, record.get("setting"))]
     if is_result(record):
-        labels = [*([split] if _is_own(loaded, record) else []), *labels, f"{split}-{method}"]
+        labels += [*([split] if _is_own(loaded, record) else []), f"{split}-{method}"]
     for label in labels:
         masks, scores = loaded.run.predictions(label), loaded.run.image_scores(label)
         if masks.is_file() and scores.is_file():

@@ -40,10 +40,6 @@ Changes = dict[str, Any]
 
 PRED_ALL, ORACLE_OBJ = "Pred-All", "Oracle-Obj"
 
-MEASURED = (PRED_ALL,)
-"""Settings whose figures a cell of ``weakly reproduce`` has: that of a run's own result. Oracle-Obj is a reference of
-every evaluation, and stands in the ``metrics.json`` of ``weakly evaluate``."""
-
 GROUPS = ("seen", "unseen", "harmonic")
 
 SIX = tuple(f"{setting} {group}" for setting in (PRED_ALL, ORACLE_OBJ) for group in GROUPS)
@@ -316,19 +312,18 @@ def _ours(settings: PartClipSettings, **losses: float) -> Changes:
     return {"settings.architecture": "partclip", **weights}
 
 
-def _two_methods(settings: PartClipSettings, prefix: str = "") -> dict[str, list[Measure | None]]:
+def _two_methods(settings: PartClipSettings, prefix: str = "") -> dict[str, list[Measure]]:
     return {"clipseg": _six(_CLIPSEG, prefix), "partclip": _six(_ours(settings), prefix)}
 
 
-def _six(changes: Changes, prefix: str = "") -> list[Measure | None]:
+def _six(changes: Changes, prefix: str = "") -> list[Measure]:
     """One run in the columns of :data:`SIX`; ``prefix`` says which figure of its record, by default mIoU."""
     return [_measure(changes, setting, f"{prefix}{group}") for setting in (PRED_ALL, ORACLE_OBJ) for group in GROUPS]
 
 
-def _measure(changes: Changes, setting: str, figure: str) -> Measure | None:
-    if setting not in MEASURED:
-        return None
-    return Measure({"evaluation.student": "last", **changes}, seeds=("optimisation.seed",), figure=figure)
+def _measure(changes: Changes, setting: str, figure: str) -> Measure:
+    made = {"evaluation.student": "last", **changes}
+    return Measure(made, seeds=("optimisation.seed",), figure=figure, setting=setting.lower())
 
 
 def _orderings(
@@ -337,12 +332,11 @@ def _orderings(
     settings: Iterable[str] = (PRED_ALL, ORACLE_OBJ),
     group: str = "harmonic",
 ) -> tuple[Ordering, ...]:
-    """{claim: rows from the lowest to the highest}, in each of the settings that are measured."""
+    """{claim: rows from the lowest to the highest}, in each of the settings."""
     return tuple(
         Ordering(f"{claim} ({setting}).", tuple(f"{row}:{setting} {group}" for row in rows))
         for claim, rows in claims.items()
         for setting in settings
-        if setting in MEASURED
     )
 
 
