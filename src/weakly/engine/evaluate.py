@@ -161,7 +161,8 @@ def score_reference(
         key: score.extra[key] for key in ("row", "setting", "segmenter", "published") if key in score.extra
     }
     named: dict[str, Any] = {"method": score.method, "supervision": score.supervision, "row": "final", **known}
-    label = reference_label(dataset.split, score.method, score.supervision, named["row"], bound.fields.get("setting"))
+    setting = named.get("setting") or bound.fields.get("setting")
+    label = reference_label(dataset.split, score.method, score.supervision, named["row"], setting)
     _store(run, label, bound)
     preset = recipe.preset if score.of_student else preset
     return _record({**_common_fields(recipe, dataset, command), "preset": preset, **named}, bound)

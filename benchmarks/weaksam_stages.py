@@ -1,0 +1,73 @@
+"""The stages of a WeakSAM run against the truth of the images it was trained on.
+
+Proposals stand beside Selective Search's, pseudo truth by every rule comes from the same detections:
+
+    weakly fit recipes/weaksam/menagerie-boxes.yaml --until pseudo-truth
+    python benchmarks/weaksam_stages.py runs/menagerie-boxes
+
+No student is needed. Records go into the run's metrics.json; `collect_results.py` makes a table of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from jsonargparse import auto_cli
+
+from weakly.engine.evaluate import score_reference
+from weakly.engine.recipe import Override, load_recipe
+from weakly.engine.runs import open_run, workspace
+from weakly.engine.splits import open_split
+from weakly.errors import UserError, WeaklyError
+from weakly.evaluation.records import Record, update_records
+from weakly.methods.base import find_method
+
+MODES = ("top1", "threshold", "released", "published", "adaptive")
+"""Rules of pseudo truth (spec weaksam, section 4)."""
+
+FORMS: tuple[tuple[str, str | None, tuple[Override, ...]], ...] = (
+    ("proposals", None, ()),
+    ("proposals", None, (("settings.proposals_by", "selective-search"),)),
+    ("wsod", None, ()),
+    *(("pseudo-truth", mode, (("settings.pseudo_truth.mode", mode),)) for mode in MODES),
+)
+"""Stage, what its record calls the setting, and what changes in the recipe."""
+
+
+def score_stages(run: Path, split: str = "train") -> int:
+    """Score every stage of a run on a split with tags and true boxes.
+
+    Args:
+        run: folder of a run whose weakly supervised detector is trained.
+        split: scored; the training split, whose tags the stages know.
+    """
+    opened = open_run(run)
+    command = f"python benchmarks/weaksam_stages.py {run}"
+    records: list[Record] = []
+    for row, setting, overrides in FORMS:
+        recipe = load_recipe(opened.recipe_file, overrides)
+        dataset = open_split(recipe.data, split)
+        found = find_method(recipe.method).references(recipe.settings, dataset, workspace(opened, recipe))
+        scores = [score for score in found if score.extra["row"] == row]
+        if not scores:
+            raise UserError(f"{run} has no stage {row} to score on {split!r}; run `weakly fit --until pseudo-truth`.")
+        named = replace(scores[0], extra={**scores[0].extra, "setting": setting})
+        record = score_reference(opened, recipe, dataset, named, command)
+        records.append(record)
+        print(record.method, row, setting or "", _told(record), flush=True)
+    update_records(opened.metrics, records)
+    return 0
+
+
+def _told(record: Record) -> str:
+    figures = {"recall": record.recall, "ap50": record.ap50, "corloc": record.corloc}
+    return ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if value is not None)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(auto_cli(score_stages))
+    except WeaklyError as error:
+        sys.exit(f"error: {error}")
