@@ -27,6 +27,9 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/wps_training.py
+	$(BIN)/python benchmarks/fma.py
+	$(BIN)/python benchmarks/weaksam.py
+	$(BIN)/python benchmarks/partclip.py
 
 docs: setup
 	$(BIN)/mkdocs build --strict

@@ -17,12 +17,13 @@ DONE, FAILED, WRONG_USE, DONE_WITH_SKIPS, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def demo(out: Path | None = None, method: str = "wps") -> int:
-    """Draw a small world, learn from its weak labels alone, and show the result.
+    """Draw a small world, learn from its labels, and show the result.
 
     Args:
         out: folder of the world, its features, the runs, metrics.json and report.html; default: runs/demo, for other
             methods than wps with -METHOD behind it.
-        method: wps (parts from boxes and from points) or fma (semantic masks from tags).
+        method: wps (parts from boxes and from points), fma (semantic masks from tags), weaksam (boxes from tags) or
+            partclip (parts of things never trained on, by name).
     """
     from weakly.engine.demo import demo as demonstrate
     from weakly.report import build_demo_report, build_run_report

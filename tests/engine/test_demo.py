@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,11 +122,18 @@ def test_the_parts_demo_is_the_one_that_was_measured() -> None:
     assert (box["preset"], box["evaluation"]["frame_side"]) == ("default", 256)
 
 
-@pytest.mark.parametrize("method", ["wps", "fma"])
+def _frozen_models(settings: dict[str, Any]) -> list[str]:
+    """Names of frozen models, at any depth."""
+    nested = [_frozen_models(value) for value in settings.values() if isinstance(value, dict)]
+    named = [settings.get(key) for key in ("segmenter", "clip", "clipseg")]
+    return [name for name in named if isinstance(name, str)] + sum(nested, [])
+
+
+@pytest.mark.parametrize("method", ["wps", "fma", "weaksam", "partclip"])
 def test_every_demo_is_offline_and_draws_its_own_world(method: str, tmp_path: Path) -> None:
     for recipe in demo_recipes(method, tmp_path / "1").values():
         assert recipe.method == method and recipe.data.render is not None
-        assert recipe.settings.segmenter == "bundled" and getattr(recipe.settings, "clip", "bundled") == "bundled"
+        assert set(_frozen_models(to_plain(recipe.settings))) == {"bundled"}
         assert Path(recipe.data.root) == tmp_path / "1" / "world"
 
 

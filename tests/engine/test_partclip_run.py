@@ -105,8 +105,8 @@ def test_a_run_is_trained_scored_in_both_settings_and_asked_for_other_names(
 def test_a_run_is_scored_on_other_data_by_their_names(partclip_recipe: Path, work: Path) -> None:
     assert main(["fit", str(partclip_recipe), "--out", "run", "--evaluation.references", "false"]) == DONE
     shutil.copytree(partclip_recipe.parent / "world", work / "other")
-    for annotations in (work / "other" / "annotations").rglob("*.json"):
-        annotations.write_text(annotations.read_text().replace("dog's ", "wolf's ").replace('"dog"', '"wolf"'))
+    for file in (work / "other" / "annotations").rglob("*.json"):
+        file.write_text(file.read_text().replace("dog's ", "wolf's ").replace('"dog"', '"wolf"'))
     before = sorted(str(path) for path in (work / "other").rglob("*"))
     assert main(["evaluate", "run", "--data.root", "other"]) == DONE
     assert sorted(str(path) for path in (work / "other").rglob("*")) == before, "nothing is drawn there"
