@@ -9,6 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_clipseg import GRID, SIDE, tiny_clipseg
+from torch import Tensor
+from torch.nn import functional
+
 from partclip_reference import (
     Reference,
     post_norm_layer,
@@ -18,10 +22,6 @@ from partclip_reference import (
     reference_smooth,
     unfactored,
 )
-from tiny_clipseg import GRID, SIDE, tiny_clipseg
-from torch import Tensor
-from torch.nn import functional
-
 from weakly.foundation.clipseg import ClipSeg
 from weakly.methods.partclip import attention
 from weakly.methods.partclip.attention import (

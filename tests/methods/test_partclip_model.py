@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from partclip_reference import encode_padded, unfactored
 from tiny_clipseg import GRID, SIDE, tiny_clipseg
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
+from partclip_reference import encode_padded, unfactored
 from weakly.errors import UserError
 from weakly.foundation.clipseg import ClipSeg
 from weakly.methods.partclip import inference, trunk
