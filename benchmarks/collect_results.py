@@ -56,7 +56,8 @@ def stages(records: Sequence[Record]) -> str:
         values = [getattr(record, name) for name in figures]
         cells += ["-" if value is None else f"{100 * value:.1f}" for value in values]
         lines.append("| " + " | ".join(cells) + " |")
-    shared = [f"{WORDS[name]} {first_of(records, name)}" for name in WORDS if name not in words]
+    shared = [f"{word} {first_of(records, name)}" for name, word in WORDS.items() if name not in words]
+    shared = [words for words in shared if not words.endswith(" -")]
     about = f"{records[0].data} at {records[0].resolution}, segmenter `{first_of(records, 'segmenter')}`"
     commands = ", ".join(f"`{command}`" for command in dict.fromkeys(record.command for record in records))
     lines += ["", f"{', '.join([about, *shared])}. In percent. Written by {commands}."]
