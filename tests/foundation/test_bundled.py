@@ -1,4 +1,4 @@
-"""The bundled SAM and CLIP are there, are the files their cards describe, and do what the cards say."""
+"""The bundled SAM, CLIP and CLIPSeg are there, are the files their cards describe, and do what the cards say."""
 
 from __future__ import annotations
 
@@ -8,31 +8,36 @@ import re
 import pytest
 import torch
 
-from weakly.foundation import clip, sam
-from weakly.foundation.pretraining import clip_command, release
+from weakly.foundation import clip, clipseg, sam
+from weakly.foundation.pretraining import clip_command, clipseg_command, release
 from weakly.foundation.pretraining.clip_command import load_released
 from weakly.foundation.pretraining.clip_measure import measure_tags, world_tags
+from weakly.foundation.pretraining.clipseg_measure import measure_names, world_objects
 from weakly.foundation.pretraining.measure import measure_prompts, world_parts
 from weakly.foundation.sam import load_segmenter
 
 torch.set_num_threads(1)
 
-FOLDERS = {"sam": sam.BUNDLED, "clip": clip.BUNDLED}
-LIMITS = {"sam": release.MAX_BYTES, "clip": clip_command.MAX_BYTES}
+WEIGHTS = {
+    "sam": sam.BUNDLED / "model.safetensors",
+    "clip": clip.BUNDLED / "model.safetensors",
+    "clipseg": clipseg.BUNDLED / "decoder.safetensors",
+}
+LIMITS = {"sam": release.MAX_BYTES, "clip": clip_command.MAX_BYTES, "clipseg": clipseg_command.MAX_BYTES}
 
 
-@pytest.mark.parametrize("model", FOLDERS)
+@pytest.mark.parametrize("model", WEIGHTS)
 class TestFiles:
     def test_are_those_of_the_card(self, model):
-        (stated,) = re.findall(r"SHA-256 `([0-9a-f]{64})`", (FOLDERS[model] / "README.md").read_text())
-        assert hashlib.sha256((FOLDERS[model] / "model.safetensors").read_bytes()).hexdigest() == stated
+        (stated,) = re.findall(r"SHA-256 `([0-9a-f]{64})`", (WEIGHTS[model].parent / "README.md").read_text())
+        assert hashlib.sha256(WEIGHTS[model].read_bytes()).hexdigest() == stated
 
     def test_fit_the_package(self, model):
-        assert (FOLDERS[model] / "model.safetensors").stat().st_size <= LIMITS[model]
+        assert WEIGHTS[model].stat().st_size <= LIMITS[model]
 
 
 def test_limits_are_those_of_the_package():
-    assert LIMITS == {"sam": 16_000_000, "clip": 9_000_000}
+    assert LIMITS == {"sam": 16_000_000, "clip": 9_000_000, "clipseg": 1_000_000}
 
 
 def test_the_sam_does_what_its_card_says():
@@ -58,3 +63,12 @@ def test_the_clip_reaches_its_target():
     card = (clip.BUNDLED / "README.md").read_text()
     ((patches, cls),) = re.findall(r"\| all of these \| \d+ \| 90 \| ([\d.]+) \| ([\d.]+) \|", card)
     assert min(float(patches), float(cls)) >= 0.85
+
+
+def test_the_clipseg_does_what_its_card_says():
+    """On 30 of the card's unseen worlds."""
+    card = (clipseg.BUNDLED / "README.md").read_text()
+    ((iou, wrong),) = re.findall(r"\| super-categories \| \d+ \| \d+ \| ([\d.]+) \| ([\d.]+) \|", card)
+    scores = measure_names(clipseg.load_clipseg("bundled"), world_objects(30))["super-categories"]
+    assert abs(scores.iou - float(iou)) < 0.1
+    assert abs(scores.false_positives - float(wrong)) < 0.06
