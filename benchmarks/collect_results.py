@@ -58,7 +58,8 @@ def stages(records: Sequence[Record]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     shared = [f"{word} {first_of(records, name)}" for name, word in WORDS.items() if name not in words]
     shared = [words for words in shared if not words.endswith(" -")]
-    about = f"{records[0].data} at {records[0].resolution}, segmenter `{first_of(records, 'segmenter')}`"
+    segmenter = first_of(records, "segmenter")
+    about = f"{records[0].data} at {records[0].resolution}" + (f", segmenter `{segmenter}`" if segmenter != "-" else "")
     commands = ", ".join(f"`{command}`" for command in dict.fromkeys(record.command for record in records))
     lines += ["", f"{', '.join([about, *shared])}. In percent. Written by {commands}."]
     return "\n".join(lines)
