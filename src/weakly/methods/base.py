@@ -1,7 +1,7 @@
 """What every method promises, so that `fit`, `evaluate`, `predict` and `report` can serve it without knowing it.
 
-A method is a folder ``weakly/methods/<name>/`` whose package exposes ``METHOD``: a :class:`Method`. Nothing else
-registers it. The engine finds it by name (:func:`find_method`).
+A method is a folder ``weakly/methods/<name>/``, or ``weakly/methods/baselines/<name>/``, whose package exposes
+``METHOD``: a :class:`Method`. Nothing else registers it. The engine finds it by name (:func:`find_method`).
 """
 
 from __future__ import annotations
@@ -261,11 +261,8 @@ class Method(ABC):
 
 
 def method_names() -> list[str]:
-    """Names of the installed methods: the sub-packages of :mod:`weakly.methods` that expose ``METHOD``."""
-    import weakly.methods as package  # noqa: PLC0415 - the package is what is searched
-
-    found = pkgutil.iter_modules(package.__path__)
-    return sorted(info.name for info in found if info.ispkg and info.name != "baselines")
+    """Names of the installed methods and baselines."""
+    return sorted(_method_modules())
 
 
 def find_method(name: str) -> Method:
@@ -274,9 +271,24 @@ def find_method(name: str) -> Method:
     Raises:
         UserError: there is no such folder, or it exposes no ``METHOD``.
     """
-    if name not in method_names():
-        raise UserError(f"There is no method {name!r}; this installation has {', '.join(method_names())}.")
-    method = getattr(importlib.import_module(f"weakly.methods.{name}"), "METHOD", None)
+    modules = _method_modules()
+    if name not in modules:
+        raise UserError(f"There is no method {name!r}; this installation has {', '.join(sorted(modules))}.")
+    method = getattr(importlib.import_module(modules[name]), "METHOD", None)
     if not isinstance(method, Method):
-        raise UserError(f"weakly/methods/{name}/__init__.py exposes no METHOD; set METHOD = YourMethod() there.")
+        file = f"{modules[name].replace('.', '/')}/__init__.py"
+        raise UserError(f"{file} exposes no METHOD; set METHOD = YourMethod() there.")
     return method
+
+
+def _method_modules() -> dict[str, str]:
+    """{name: package} of all folders in ``methods`` and ``methods.baselines``; their underscores are hyphens in names."""
+    import weakly.methods as methods  # noqa: PLC0415 - the packages are what is searched
+    import weakly.methods.baselines as baselines  # noqa: PLC0415
+
+    return {
+        info.name.replace("_", "-"): f"{package.__name__}.{info.name}"
+        for package in (methods, baselines)
+        for info in pkgutil.iter_modules(package.__path__)
+        if info.ispkg and info.name != "baselines"
+    }
