@@ -88,7 +88,15 @@ def merged(records: Sequence[Record]) -> list[Record]:
     unique = {record.identity: record for record in records}
     return sorted(
         unique.values(),
-        key=lambda r: (r.method != "oracle", r.method, str(r.supervision), str(r.row), str(r.setting), r.split),
+        key=lambda r: (
+            r.method != "oracle",
+            r.method,
+            str(r.supervision),
+            str(r.preset),
+            str(r.row),
+            str(r.setting),
+            r.split,
+        ),
     )
 
 
@@ -100,12 +108,15 @@ def table(records: Sequence[Record]) -> str:
     for record in records:
         protocols = record.protocols or {}
         cells = [percent(protocols.get(protocol)) for protocol in PROTOCOLS]
-        method = record.method if record.row in (None, "final") else f"{record.method} ({record.row})"
+        remarks = [record.preset if record.preset != "default" else None, record.row if record.row != "final" else None]
+        remark = ", ".join(filter(None, remarks))
+        method = f"{record.method} ({remark})" if remark else record.method
         lines.append("| " + " | ".join([method, str(record.supervision), *cells]) + " |")
+    commands = ", ".join(f"`{command}`" for command in dict.fromkeys(record.command for record in records))
     lines.append("")
     lines.append(
         f"{first.data}, split `{first.split}`, {first.images} images at {first.resolution}, "
-        f"segmenter `{first.segmenter}`, seed {records[-1].seed}. In percent. Written by `{records[-1].command}`."
+        f"segmenter `{first.segmenter}`, seed {records[-1].seed}. In percent. Written by {commands}."
     )
     return "\n".join(lines)
 

@@ -191,7 +191,8 @@ def fresh_learner(segmenter: SamSegmenter, dataset: Dataset, settings: WpsSettin
     """The same student every time."""
     torch.manual_seed(seed)
     student = build_prompter(settings, len(dataset.vocabulary), segmenter)
-    return WpsLearner(student, settings, dataset.vocabulary, Optimisation(warmup_steps=0), total_steps=1)
+    optimisation = Optimisation(warmup_steps=0)
+    return WpsLearner(student, settings, dataset.vocabulary, optimisation, total_steps=1, segmenter=segmenter)
 
 
 def encoder_in_the_loop(
@@ -200,16 +201,13 @@ def encoder_in_the_loop(
     """An epoch as the released code does it: every image is read, resized and encoded again."""
     for rows in torch.arange(len(dataset)).split(batch_size):
         pixels = segmenter.preprocess([dataset.image(row) for row in rows.tolist()])
-        labels, tokens, counts = targets.gather(rows)
-        embeddings = segmenter.encode(pixels)
-        yield WpsBatch(embeddings, labels.to(device), tokens.to(device), tuple(counts.tolist()))
+        yield WpsBatch(segmenter.encode(pixels), *targets.gather(rows)).to(device)
 
 
 def from_store(data: WpsData, batch_size: int, device: torch.device) -> Iterator[WpsBatch]:
     """An epoch from stored features, in the same order."""
     for rows in torch.arange(len(data)).split(batch_size):
-        batch = data.__getitems__(rows.tolist())
-        yield WpsBatch(batch.embeddings, batch.labels.to(device), batch.tokens.to(device), batch.counts)
+        yield data.__getitems__(rows.tolist()).to(device)
 
 
 def train(
@@ -256,7 +254,7 @@ def count_flops(segmenter: SamSegmenter, settings: WpsSettings, classes: int) ->
     with FlopCounterMode(display=False) as encoding, torch.no_grad():
         encoder(torch.empty(1, 3, segmenter.side, segmenter.side, device="meta"))
     with FlopCounterMode(display=False) as step:
-        logits, tokens = student(torch.empty(1, *segmenter.embedding_shape, device="meta"))
+        logits, tokens, _ = student(torch.empty(1, *segmenter.embedding_shape, device="meta"))
         (logits.sum() + tokens.sum()).backward()
     once, every = encoding.get_total_flops() / 1e9, step.get_total_flops() / 1e9
     return {
@@ -320,9 +318,8 @@ def student_speed(
 ) -> float:
     """Images per second of whole training steps, matching included, on random embeddings and real targets."""
     targets = teacher_targets(segmenter, dataset, settings)
-    labels, tokens, counts = targets.gather(torch.arange(batch) % len(dataset))
     embeddings = torch.randn(batch, *segmenter.embedding_shape, device=device)
-    once = WpsBatch(embeddings, labels.to(device), tokens.to(device), tuple(counts.tolist()))
+    once = WpsBatch(embeddings, *targets.gather(torch.arange(batch) % len(dataset))).to(device)
     learner = fresh_learner(segmenter, dataset, settings, seed=0).to(device)
     train(learner, [once] * 2, device, dtype)
     return batch * steps / train(learner, [once] * steps, device, dtype).seconds

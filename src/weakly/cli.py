@@ -42,6 +42,9 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
             "weakly data check coco --annotations parts.json --images photos --json report.json",
             ("kind",),
         ),
+        "convert": Command(
+            data_commands.data_convert, "weakly data convert VOC2010 data/PascalPart --split val", ("root", "out")
+        ),
     },
     "features": {
         "build": Command(data_commands.features_build, "weakly features build recipes/wps/menagerie.yaml", ("recipe",)),
@@ -59,7 +62,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     ),
     "reproduce": Command(
         commands.reproduce,
-        "weakly reproduce fma --recipe recipes/fma/menagerie-tags.yaml --tables 1,4 --seeds 3",
+        "weakly reproduce wps --data menagerie --tables 4,6 --seeds 3",
         ("method",),
     ),
     "predict": Command(

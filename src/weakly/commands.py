@@ -130,45 +130,57 @@ def evaluate(
 
 def reproduce(
     method: str,
-    recipe: Path,
+    data: str | None = None,
+    recipe: Path | None = None,
     budget: Literal["small", "full"] = "small",
     out: Path | None = None,
     tables: str | None = None,
     seeds: int = 1,
+    hours: float | None = None,
     device: str | None = None,
     overrides: list[str] | None = None,
 ) -> int:
     """Measure the tables of a method's paper on your data, ours beside theirs. Run it again to go on after a stop.
 
-    Any key of the recipe is an option: --data.root VOC2012, --settings.clip openai/clip-vit-base-patch16.
+    Any key of the recipe is an option: --data.root VOC2012, --settings.clip openai/clip-vit-base-patch16; any key of a
+    baseline's recipe has its name before it: --det_sam.optimisation.epochs 20.
 
     Args:
         method: its name, e.g. fma.
-        recipe: a recipe of that method: the data, models and settings that the tables depart from.
+        data: one of the method's recipes by name, e.g. menagerie, or a folder in COCO's layout; default: menagerie.
+        recipe: a recipe of that method instead: the data, models and settings that the tables depart from.
         budget: small lowers the numbers of images, epochs and updates; full is the recipe as it is.
-        out: folder of the tables and of a run per figure; default: runs/reproduce- and the recipe's name.
+        out: folder of the tables and of a run per figure; default: runs/reproduce-, method and name of the data.
         tables: numbers of tables, e.g. 1,4; default: all.
         seeds: runs per figure; from two on, tables state the spread.
+        hours: begin no further run after so many; the same command goes on.
         device: auto, cpu, cuda, mps; default: the recipe's.
         overrides: filled from the dotted options.
     """
+    from weakly.engine.bundled import Chosen, recipe_for
     from weakly.engine.reproduce import reproduce as measure
+    from weakly.errors import UserError
     from weakly.report import build_cell_reports, reproduction_text, write_reproduction
 
+    if data is not None and recipe is not None:
+        raise UserError("--data and --recipe both say what to reproduce on; give one of them.")
+    chosen = Chosen(recipe.stem, recipe) if recipe is not None else recipe_for(method, data or "menagerie")
     changes = [("device", device)] if device is not None else []
     changes += _pairs(overrides)
-    out = out or Path("runs") / f"reproduce-{recipe.stem}"
-    words: list[tuple[str, object]] = [("--recipe", recipe), ("--budget", budget), ("--out", out)]
+    out = out or Path("runs") / f"reproduce-{method}-{chosen.name}"
+    where = ("--data", data or "menagerie") if recipe is None else ("--recipe", recipe)
+    words: list[tuple[str, object]] = [where, ("--budget", budget), ("--out", out)]
     words += [("--tables", tables)] if tables else []
     words += [("--seeds", seeds), *((f"--{key}", value) for key, value in changes)]
     found = measure(
         method,
-        recipe,
+        chosen.path,
         out,
-        overrides=tuple(changes),
+        overrides=(*chosen.overrides, *changes),
         budget=budget,
         tables=None if tables is None else tuple(word.strip() for word in tables.split(",")),
         repetitions=seeds,
+        hours=hours,
         command=_command("reproduce", method, *(word for pair in words for word in pair)),
         tell=write_reproduction,
     )

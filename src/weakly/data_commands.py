@@ -72,11 +72,12 @@ def data_check(
     """Report every problem of a dataset with file, index and remedy. Nothing is changed.
 
     Args:
-        kind: menagerie, partimagenet, carparts or coco; with parts of named objects: pascal-part-116,
-            ade20k-part-234 or partimagenet-40; with tags: voc, voc-xml, coco2014, coco-tags, tags or class-folders.
+        kind: menagerie, partimagenet, carparts, coco, pascal-part-60, pascal-part-mat or pascal-part-compositor; with
+            parts of named objects: pascal-part-116, ade20k-part-234 or partimagenet-40; with tags: voc, voc-xml,
+            coco2014, coco-tags, tags or class-folders.
         root: the dataset's folder.
         split: train, val, test, as the kind names them.
-        annotations: annotation file, for coco.
+        annotations: annotation file, for coco; folder of .mat files, for pascal-part-mat.
         images: image folder, for coco.
         queries: report images with more instances than this.
         fast: read headers only, do not decode the images.
@@ -100,6 +101,47 @@ def data_check(
     if json is not None:
         write_json(json, report.to_dict())
     return report.exit_code
+
+
+def data_convert(
+    root: Path,
+    out: Path,
+    layout: Literal["pascal-part-60", "pascal-part-116"] = "pascal-part-60",
+    split: str = "train",
+    annotations: Path | None = None,
+    image_set: Path | None = None,
+) -> int:
+    """Write the raw annotations of Pascal-Part (.mat) in a layout that opens quickly. A stopped conversion goes on.
+
+    The layout becomes the dataset's kind. Parts are merged as the tables of this package say.
+
+    Args:
+        root: folder of VOC 2010 with JPEGImages/, ImageSets/ and Annotations_Part/; nothing in it is changed.
+        out: folder to write; images are copied.
+        layout: pascal-part-60 (boxes on the parts of every object, for wps), or pascal-part-116 (label maps with the
+            classes of OV-PARTS, for partclip).
+        split: train or val.
+        annotations: folder of .mat files; default: Annotations_Part below the root.
+        image_set: text file with one stem per line; default: ImageSets/Main/SPLIT.txt below the root.
+    """
+    from weakly.data.pascal_part_raw import convert_split
+    from weakly.engine.logs import show_progress
+
+    done = convert_split(
+        root,
+        out,
+        split,
+        layout,
+        annotations=annotations,
+        image_set=image_set,
+        progress=partial(show_progress, f"converting {split}"),
+    )
+    for problem in done.problems:
+        print(problem)
+    print(
+        f"{out}: {done.images} {split} images as {layout}, parts merged by version {done.merges_version} of its table"
+    )
+    return DONE_WITH_SKIPS if any(problem.severity == "error" for problem in done.problems) else DONE
 
 
 def features_build(

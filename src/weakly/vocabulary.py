@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -10,6 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weakly.errors import UserError
+
+_OTHER_SIDE = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+
+_SIDES = rf"(?<![a-zA-Z])({'|'.join(_OTHER_SIDE)})(?![a-zA-Z])"
+"""Those words, whole: ``front_left_door`` has one, ``bright light`` has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,11 @@ class Vocabulary:
         """The id of category ``index`` in the dataset's own files; its index where the dataset states none."""
         source_id = self.categories[index].source_id
         return index if source_id is None else source_id
+
+    def mirrored(self) -> NDArray[np.int64]:
+        """(C,) the category of every part in the mirrored image: names that say left and right swap, others stay."""
+        swapped = (re.sub(_SIDES, lambda side: _OTHER_SIDE[side.group()], name) for name in self.names)
+        return np.array([self._index.get(name, i) for i, name in enumerate(swapped)], np.int64)
 
     def palette(self) -> NDArray[np.uint8]:
         """(C + 1, 3) uint8 RGB: hues by golden ratio, parts of one object alternating in value; last row black."""

@@ -6,7 +6,7 @@ import pytest
 
 from weakly.data.class_names import VOC_NAMES
 from weakly.data.object_parts import object_and_part, object_table
-from weakly.data.part_lists import part_list, pascal_part_merges
+from weakly.data.part_lists import MergeTable, merge_table, part_list
 from weakly.vocabulary import Category, Vocabulary
 
 
@@ -72,14 +72,39 @@ def test_every_object_of_partimagenet_has_its_own_synset() -> None:
     assert published.synsets["tiger"] == "n02129604"
 
 
+def raw_names(table: MergeTable) -> dict[str, list[str]]:
+    return {whole: sorted(raw for raws in parts.values() for raw in raws) for whole, parts in table.objects.items()}
+
+
 def test_merges_cover_every_class_of_the_list_and_no_other() -> None:
-    version, merges = pascal_part_merges()
-    merged = {f"{whole}'s {part}" for (whole, _), part in merges.items()}
-    assert version == 1
-    assert merged == {*part_list("pascal_part_116").vocabulary().names}
-    assert {whole for whole, _ in merges} <= {*VOC_NAMES}
-    assert merges["dog", "lear"] == "ear" and merges["dog", "muzzle"] == "muzzle"
-    assert ("cat", "muzzle") not in merges
+    table = merge_table("pascal_part_116")
+    assert table.version == 1
+    assert {*table.vocabulary().names} == {*part_list("pascal_part_116").vocabulary().names}
+    assert table.part("dog", "lear") == "ear" and table.part("dog", "muzzle") == "muzzle"
+    assert table.part("cat", "muzzle") is None and table.part("chair", "leg") is None
+    assert table.part("aeroplane", "engine_10") == "engine" and table.part("aeroplane", "engine") is None
+
+
+def test_sixty_parts_of_the_sixteen_classes_with_parts() -> None:
+    """Spec wps-sam section 8.4: all of VOC's classes but boat, chair, diningtable and sofa."""
+    table = merge_table("pascal_part_60")
+    assert (table.version, len(table.vocabulary())) == (1, 60)
+    assert {*VOC_NAMES} - {*table.objects} == {"boat", "chair", "diningtable", "sofa"}
+    assert {whole: len(parts) for whole, parts in table.objects.items()} == {
+        "aeroplane": 5, "bicycle": 2, "bird": 5, "bottle": 2, "bus": 7, "car": 7, "cat": 4, "cow": 4, "dog": 4,
+        "horse": 4, "motorbike": 2, "person": 4, "pottedplant": 2, "sheep": 4, "train": 3, "tvmonitor": 1,
+    }  # fmt: skip
+    heads = {raw: table.part("person", raw) for raw in ("head", "leye", "rear", "nose", "hair", "rebrow", "mouth")}
+    assert {*heads.values()} == {"head"}
+    assert (table.part("horse", "lbho"), table.part("cat", "rfpa"), table.part("bird", "lfoot")) == ("leg",) * 3
+    assert (table.part("train", "croofside_12"), table.part("train", "hroofside")) == ("coach", "head")
+    assert all(category.object == category.name.partition("'s")[0] for category in table.vocabulary().categories)
+
+
+def test_both_tables_know_the_same_raw_names_once_each() -> None:
+    coarse, fine = raw_names(merge_table("pascal_part_60")), raw_names(merge_table("pascal_part_116"))
+    assert coarse == fine
+    assert all(len(names) == len({*names}) for names in fine.values())
 
 
 @pytest.mark.parametrize(

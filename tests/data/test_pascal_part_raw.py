@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from raw_pascal import region, structs, whole, write_voc2010
 from scipy.io import savemat
 
 from weakly.data.catalog import open_dataset
@@ -15,42 +16,16 @@ from weakly.data.check import check
 from weakly.data.pascal_part_raw import convert_pascal_part
 from weakly.errors import UserError
 
-SIZE = (20, 30)
 VOID = 255
 
 
-def region(rows: slice, columns: slice) -> np.ndarray:
-    mask = np.zeros(SIZE, np.uint8)
-    mask[rows, columns] = 1
-    return mask
-
-
-def structs(rows: list[dict[str, Any]]) -> np.ndarray:
-    """A MATLAB struct array of one row."""
-    names = [*rows[0]] if rows else ["part_name", "mask"]
-    array = np.empty((1, len(rows)), [(name, object) for name in names])
-    for i, row in enumerate(rows):
-        for name in names:
-            array[0, i][name] = row[name]
-    return array
-
-
-def whole(name: str, mask: np.ndarray, **parts: np.ndarray) -> dict[str, Any]:
-    rows = [{"part_name": part, "mask": own} for part, own in parts.items()]
-    return {"class": name, "class_ind": 1, "mask": mask, "parts": structs(rows)}
-
-
 @pytest.fixture
-def raw(tmp_path: Path, save_image: Callable[..., Path]) -> Callable[..., tuple[Path, Path]]:
+def raw(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
     """Write annotations and images; returns the two folders."""
 
     def write(**annotations: list[dict[str, Any]]) -> tuple[Path, Path]:
-        folder, images = tmp_path / "Annotations_Part", tmp_path / "JPEGImages"
-        folder.mkdir(exist_ok=True)
-        for stem, objects in annotations.items():
-            save_image(images / f"{stem}.jpg")
-            savemat(folder / f"{stem}.mat", {"anno": {"imname": stem, "objects": structs(objects)}})
-        return folder, images
+        root = write_voc2010(tmp_path / "VOC2010", train=annotations)
+        return root / "Annotations_Part", root / "JPEGImages"
 
     return write
 
@@ -67,7 +42,7 @@ def test_merged_names_in_the_order_of_the_annotation(raw, tmp_path: Path) -> Non
     table = whole("table", region(slice(0, 2), slice(20, 30)))
     folder, images = raw(a=[dog, car, table])
     done = convert_pascal_part(folder, images, tmp_path / "out", "train")
-    assert (done.images, done.merges_version, done.unknown, done.problems) == (1, 1, {}, ())
+    assert (done.images, done.merges_version, done.problems) == (1, 1, ())
 
     dataset = open_dataset("pascal-part-116", tmp_path / "out", "train")
     index, labels = dataset.vocabulary.index, dataset.label_map(0)
@@ -88,17 +63,20 @@ def test_parts_of_one_object_alone_and_images_without_objects(raw, tmp_path: Pat
     assert [int((dataset.label_map(i) < 116).sum()) for i in range(3)] == [25, 0, 0]
 
 
-def test_names_that_the_table_lacks_are_counted_and_not_painted(raw, tmp_path: Path) -> None:
+def test_names_that_the_table_lacks_are_reported_and_not_painted(raw, tmp_path: Path) -> None:
     folder, images = raw(a=[whole("cat", DOG, muzzle=HEAD, head=EYE), whole("cat", DOG, muzzle=HEAD)])
     done = convert_pascal_part(folder, images, tmp_path / "out", "train")
-    assert done.unknown == {("cat", "muzzle"): 2}
+    (problem,) = done.problems
+    assert (done.images, problem.check, problem.severity) == (1, "unknown-part", "warning")
+    assert "'muzzle' of a cat (2)" in problem.message and problem.file.endswith("a.mat")
+    assert set(np.unique(open_dataset("pascal-part-116", tmp_path / "out", "train").label_map(0))) == {VOID, 116}
 
 
 def test_one_bad_file_is_one_problem(raw, tmp_path: Path) -> None:
     small = whole("dog", np.ones((4, 4), np.uint8))
     folder, images = raw(a=[whole("dog", DOG)], b=[whole("unicorn", DOG)], c=[small])
     (folder / "d.mat").write_bytes(b"nothing")
-    (folder / "e.mat").write_bytes((folder / "a.mat").read_bytes()[:400])
+    (folder / "e.mat").write_bytes((folder / "a.mat").read_bytes()[:-40])
     for stem in "de":
         (images / f"{stem}.jpg").write_bytes((images / "a.jpg").read_bytes())
     savemat(folder / "f.mat", {"other": 1})

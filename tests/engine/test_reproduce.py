@@ -10,7 +10,8 @@ import pytest
 
 from weakly.cli import DONE, DONE_WITH_SKIPS, WRONG_USE, main
 from weakly.engine.recipe import load_recipe
-from weakly.engine.reproduce import base_recipe, reproduce
+from weakly.engine.reproduce import reproduce
+from weakly.engine.reproduce_plan import base_recipe
 from weakly.evaluation.records import read_records
 from weakly.methods.base import find_method
 from weakly.methods.tables import Cell, Measure, Ordering, Row, Table, Tables

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 from tiny_segmenter import tiny_segmenter
 
 from weakly.foundation.promptable import Frame
 from weakly.methods import decoding
-from weakly.methods.decoding import decode_prompts, fuse
+from weakly.methods.decoding import decode_prompts, fuse, mask_extents, refined_prompts
 
 FRAME = Frame.fit((8, 8), 8)
 
@@ -117,3 +120,29 @@ def test_ragged_prompts_decode_as_each_image_alone_whatever_the_chunk(tmp_path: 
     empty, none = decode_prompts(segmenter, embeddings, tokens[:0], index[:0])
     assert empty.shape == (0, 32, 32)
     assert none.shape == (0,)
+
+
+@given(arrays.arrays(bool, st.tuples(st.integers(0, 3), st.integers(1, 6), st.integers(1, 6))))
+@settings(max_examples=60, deadline=None)
+def test_extents_are_the_first_and_last_pixels(masks: np.ndarray) -> None:
+    boxes, found = mask_extents(torch.from_numpy(masks))
+    assert found.tolist() == [bool(mask.any()) for mask in masks]
+    for mask, box in zip(masks, boxes.tolist(), strict=True):
+        if mask.any():
+            y, x = mask.nonzero()
+            assert box == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+
+
+def test_a_refined_prompt_is_the_box_of_its_mask_and_an_empty_mask_keeps_its_own(tmp_path: Path) -> None:
+    segmenter = tiny_segmenter(tmp_path)
+    embeddings = torch.randn(1, *segmenter.embedding_shape)
+    height = 4 * segmenter.embedding_shape[1]
+    logits = torch.full((2, height, height), -1.0)
+    logits[0, 2:5, 1:7] = 1
+    tokens = torch.randn(2, 2, segmenter.token_width)
+    image = torch.zeros(2, dtype=torch.int64)
+    refined, answer = refined_prompts(segmenter, embeddings, tokens, logits, image)
+    pixel = segmenter.side / height
+    assert torch.allclose(refined[0], segmenter.box_tokens(torch.tensor([[1.0, 2, 7, 5]]) * pixel)[0])
+    assert torch.equal(refined[1], tokens[1])
+    assert torch.equal(answer, decode_prompts(segmenter, embeddings, refined, image)[0])

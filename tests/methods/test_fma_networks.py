@@ -14,9 +14,10 @@ from transformers import SwinConfig, SwinForImageClassification, ViTConfig
 
 from weakly.errors import UserError
 from weakly.methods.fma.deeplab import DeepLabSettings
-from weakly.methods.fma.mask2former import Mask2Former, Mask2FormerSettings, mask_targets, semantic_log_probabilities
+from weakly.methods.fma.mask2former import Mask2Former, Mask2FormerSettings
 from weakly.methods.fma.networks import build_network, rebuild_network
-from weakly.methods.fma.semantic_network import SemanticNetwork, cross_entropy
+from weakly.methods.mask_classification import mask_targets, semantic_log_probabilities
+from weakly.methods.semantic_network import SemanticNetwork, cross_entropy
 
 CLASSES = 3
 DEEPLAB = DeepLabSettings(

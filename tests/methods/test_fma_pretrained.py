@@ -14,9 +14,9 @@ from weakly.errors import UserError
 from weakly.methods.fma.deeplab import DeepLabSettings
 from weakly.methods.fma.mask2former import Mask2FormerSettings
 from weakly.methods.fma.networks import build_network
-from weakly.methods.fma.predictor import FmaPredictor, Inference
 from weakly.methods.fma.pretrained import from_pretrained, save_pretrained
 from weakly.methods.fma.settings import FmaSettings
+from weakly.methods.semantic_predictor import Inference, SemanticPredictor
 from weakly.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.from_names(("Red", "Green", "Blue"))
@@ -58,7 +58,10 @@ def test_a_saved_network_predicts_the_same(tmp_path: Path, architecture: Any) ->
     assert vocabulary == VOCABULARY
     assert settings == SETTINGS
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
-    old, new = (FmaPredictor(one, VOCABULARY, SETTINGS.inference).probabilities([image])[0] for one in (network, back))
+    old, new = (
+        SemanticPredictor(one, VOCABULARY, SETTINGS.inference, method="fma").probabilities([image])[0]
+        for one in (network, back)
+    )
     assert torch.equal(old, new)
 
 

@@ -29,7 +29,7 @@ from weakly.methods.fma.refine import by_crf, by_masks
 from weakly.methods.fma.seeds import Prompts, SeedMaker, seed_results, tag_matrix, tags_of
 from weakly.methods.fma.settings import ClipEsSettings, FmaSettings, RefineSettings, SeedSettings, SuperpixelSettings
 from weakly.methods.fma.superpixels import Superpixels, vote
-from weakly.methods.fma.targets import read_seed
+from weakly.methods.semantic_targets import read_label_map
 from weakly.segmentation import encode_masks
 from weakly.vocabulary import Vocabulary
 
@@ -169,7 +169,7 @@ def test_built_seed_maps_resume_and_end_with_the_same_bytes(
     assert all(path.stat().st_mtime_ns == time for path, time in early.items())
     assert [path.read_bytes() for path in whole] == [path.read_bytes() for path in again]
     for sample, path in zip(dataset, whole, strict=True):
-        assert np.array_equal(read_seed(path, C), stage.labels(read_image(sample.path), sample.tags.labels))
+        assert np.array_equal(read_label_map(path, C), stage.labels(read_image(sample.path), sample.tags.labels))
 
 
 def test_a_seed_map_belongs_to_image_tags_prompts_and_settings(

@@ -219,6 +219,14 @@ def test_both_heads_are_the_published_ones_whichever_the_recipe_has(tmp_path: Pa
         assert heads[other] == replace(published, **kept)
 
 
+def test_a_head_on_crops_hides_no_cells(path: Path) -> None:
+    on_crops = path.with_name("crops.yaml")
+    on_crops.write_text(path.read_text().replace("wsod: {head", "wsod: {backbone: crops, head"))
+    measures = places(paper_tables(load_recipe(on_crops).settings))
+    mist = changed(on_crops, measures["1/mist:AP50"].changed()).settings.wsod
+    assert mist.head == "mist" and mist.sees_crops and mist.drop_block is None
+
+
 def test_stages_are_scored_under_the_name_of_their_proposals(measures: dict[str, Measure]) -> None:
     assert measures["1/mist-ss:AP50"].reference == ("selective-search", "wsod")
     assert measures["A/all:Recall"].reference == ("weaksam", "proposals")

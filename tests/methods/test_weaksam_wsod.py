@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tiny_wsod import SETTINGS, tiny_detector, tiny_image, tiny_proposals
+from tiny_wsod import SETTINGS, tiny_detector, tiny_image, tiny_proposals, tiny_views
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from weakly.errors import UserError
 from weakly.methods.weaksam.drop_block import ConcreteDropBlock, DropBlockSettings, hide
@@ -25,7 +26,7 @@ from weakly.methods.weaksam.wsod import (
     wsod_losses,
 )
 from weakly.methods.weaksam.wsod_backbone import build_stages, build_vgg16
-from weakly.methods.weaksam.wsod_data import mirror, roi_view
+from weakly.methods.weaksam.wsod_data import PixelViews, mirror
 from weakly.methods.weaksam.wsod_inference import (
     DetectionFiles,
     WsodInference,
@@ -35,6 +36,7 @@ from weakly.methods.weaksam.wsod_inference import (
     read_detections,
     score_rois,
     select,
+    votes,
 )
 from weakly.methods.weaksam.wsod_settings import WsodSettings, oicr_settings
 from weakly.vocabulary import Category, Vocabulary
@@ -49,8 +51,8 @@ def detector() -> WsodDetector:
 
 
 def views_of(*indices: int) -> tuple[list[Tensor], list[Tensor]]:
-    views = [roi_view(tiny_image(i), tiny_proposals(i), 48, 96, mirrored=False) for i in indices]
-    return [image for image, _ in views], [boxes for _, boxes in views]
+    views = [tiny_views(index).view(48, 96, mirrored=False) for index in indices]
+    return [view.inputs for view in views], [view.boxes for view in views]
 
 
 # --- backbones
@@ -242,18 +244,48 @@ def test_random_weights_depend_on_the_seed_alone() -> None:
 def test_a_mirrored_image_has_mirrored_detections(detector: WsodDetector) -> None:
     image, boxes = tiny_image(2), tiny_proposals(2)
     turned = mirror(torch.from_numpy(boxes), 64).numpy()
-    seen = score_rois(detector, image, boxes, VIEWS)
-    other = score_rois(detector, np.ascontiguousarray(image[:, ::-1]), turned, VIEWS)
+    seen = score_rois(detector, PixelViews(image, boxes), VIEWS)
+    other = score_rois(detector, PixelViews(np.ascontiguousarray(image[:, ::-1]), turned), VIEWS)
     torch.testing.assert_close(seen.scores, other.scores, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(seen.boxes, mirror(other.boxes, 64), atol=1e-3, rtol=1e-5)
 
 
 def test_views_are_averaged(detector: WsodDetector) -> None:
-    image, boxes = tiny_image(2), tiny_proposals(2)
-    views = [score_rois(detector, image, boxes, WsodInference((size,), 96, flip=False)) for size in (32, 48)]
-    both = score_rois(detector, image, boxes, WsodInference((32, 48), 96, flip=False))
+    image = tiny_views(2)
+    views = [score_rois(detector, image, WsodInference((size,), 96, flip=False)) for size in (32, 48)]
+    both = score_rois(detector, image, WsodInference((32, 48), 96, flip=False))
     torch.testing.assert_close(both.scores, (views[0].scores + views[1].scores) / 2)
     torch.testing.assert_close(both.boxes, (views[0].boxes + views[1].boxes) / 2)
+
+
+def test_the_whole_outvotes_its_best_part() -> None:
+    """Three boxes around an object, of which each says 0.6, against a part that says 0.9."""
+    boxes = torch.tensor([[0.0, 0, 40, 40], [0, 0, 42, 40], [0, 0, 40, 44], [5, 5, 15, 15]])
+    scores = torch.tensor([[0.6], [0.6], [0.6], [0.9]])
+    ranked = votes(scores, box_iou(boxes, boxes), 0.5)
+    torch.testing.assert_close(ranked, torch.tensor([[0.6], [0.6], [0.6], [0.3]]))
+
+
+@pytest.mark.parametrize("count", [1, 2, 20])
+def test_votes_are_probabilities_and_alone_a_roi_votes_for_itself(count: int) -> None:
+    boxes, scores = torch.from_numpy(tiny_proposals(0, 20))[:count], torch.rand(count, 3)
+    overlaps = box_iou(boxes, boxes)
+    ranked = votes(scores, overlaps, 0.5)
+    near = [[j for j in range(count) if overlaps[i, j] >= 0.5] for i in range(count)]
+    most = max(map(len, near))
+    torch.testing.assert_close(ranked, torch.stack([scores[voters].sum(0) / most for voters in near]))
+    assert float(ranked.min()) >= 0 and float(ranked.max()) <= 1 + 1e-6
+    torch.testing.assert_close(votes(scores, torch.eye(count), 0.5), scores)
+
+
+def test_detections_may_be_ranked_by_votes(detector: WsodDetector) -> None:
+    image = tiny_views(2)
+    alone, voted = (score_rois(detector, image, replace(VIEWS, vote_iou=iou)) for iou in (None, 0.3))
+    boxes = torch.from_numpy(image.boxes)
+    torch.testing.assert_close(voted.scores, votes(alone.scores, box_iou(boxes, boxes), 0.3))
+    assert torch.equal(voted.boxes, alone.boxes) and not torch.equal(voted.scores, alone.scores)
+    with pytest.raises(UserError, match=r"vote_iou is 0\.0; give"):
+        WsodInference(vote_iou=0.0)
 
 
 def test_detections_are_the_best_of_each_category_inside_the_image() -> None:
@@ -274,7 +306,7 @@ def run(detector: WsodDetector, folder: Path, stop: int | None = None) -> Any:
 
     files = DetectionFiles(folder, "train", "ab" * 32)
     proposals = [tiny_proposals(0), np.zeros((0, 4), np.float32), tiny_proposals(2), tiny_proposals(3)]
-    readers = [lambda index=index: tiny_image(index) for index in range(4)]
+    readers = [lambda index=index: tiny_views(index) for index in range(4)]
     readers[1] = lambda: pytest.fail("an image without proposals is not opened")
     return files, detect_images(detector, readers, proposals, VIEWS, files, [5, 6, "seven", 8], VOCABULARY, tell)
 
@@ -285,7 +317,7 @@ def same(one: Any, other: Any) -> bool:
 
 def test_a_stopped_detection_goes_on_and_ends_with_the_same_bytes(detector: WsodDetector, tmp_path: Path) -> None:
     files, whole = run(detector, tmp_path / "whole")
-    assert same(whole[2], detect(detector, tiny_image(2), tiny_proposals(2), VIEWS))
+    assert same(whole[2], detect(detector, tiny_views(2), VIEWS))
     with pytest.raises(KeyboardInterrupt):
         run(detector, tmp_path / "stopped", stop=3)
     partial = DetectionFiles(tmp_path / "stopped", "train", "ab" * 32).partial

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from tiny_wsod import SETTINGS, TAGS, TRAINING, tiny_boxes, tiny_data, tiny_detector, tiny_image, tiny_proposals
+from tiny_wsod import SETTINGS, TAGS, TRAINING, tiny_boxes, tiny_data, tiny_detector, tiny_views
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -66,7 +66,7 @@ def test_training_fits_the_tags(tmp_path: Path, head: str) -> None:
 def tag_loss(detector: WsodDetector) -> float:
     """The image loss of all training images in evaluation, where nothing is dropped or hidden."""
     batch = load_batch(tiny_data(24), 0, replace(TRAINING, batch=24, sizes=(48,), flip=0))
-    outputs = detector.eval()(detector.prepare(batch.images), batch.boxes)
+    outputs = detector.eval()(detector.prepare(batch.inputs), batch.boxes)
     return float(wsod_losses(outputs, batch.boxes, batch.tags, detector.settings)["image"])
 
 
@@ -89,7 +89,7 @@ def test_tags_alone_teach_oicr_where_things_are(tmp_path: Path) -> None:
 
 def best_overlap(detector: WsodDetector, index: int, kind: int) -> float:
     """IoU of a square with the best detection of its colour."""
-    found = detect(detector, tiny_image(index), tiny_proposals(index), WsodInference((48,), 96))
+    found = detect(detector, tiny_views(index), WsodInference((48,), 96))
     best = found.boxes[found.labels == kind][:1]
     return float(box_iou(torch.from_numpy(best), torch.from_numpy(tiny_boxes(index)[kind][None])))
 

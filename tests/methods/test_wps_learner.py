@@ -19,7 +19,8 @@ from weakly.methods.base import Workspace
 from weakly.methods.optimisation import Optimisation
 from weakly.methods.wps import METHOD, WpsSettings
 from weakly.methods.wps.learner import WpsLearner, build_prompter, cell_tokens
-from weakly.methods.wps.settings import preset
+from weakly.methods.wps.losses import mask_loss
+from weakly.methods.wps.settings import PRESETS, Jitter, preset
 from weakly.methods.wps.targets import WpsData
 from weakly.vocabulary import Vocabulary
 
@@ -158,7 +159,7 @@ def test_a_training_step_asks_the_host_only_for_the_matching(
 
 
 def test_presets_are_made_of_settings_and_optimisation_that_exist() -> None:
-    for name in ("default", "paper", "official"):
+    for name in PRESETS:
         sections = preset(name)
         WpsSettings(**sections.pop("settings", {}))
         Optimisation(**sections.pop("optimisation", {}))
@@ -203,3 +204,50 @@ def test_positions_can_start_as_the_segmenters_own_tokens_of_the_cells(prepared:
     student = build_prompter(replace(prepared[0], position="tokens"), 3, segmenter)
     assert student.placed
     assert torch.allclose(student.position[0, : tokens.shape[-1], 0, 1], tokens[0, 1][: student.position.shape[1]])
+
+
+def test_the_loss_of_masks_is_least_for_the_teachers_own_tokens(
+    make: Make, prepared: tuple[WpsSettings, WpsData]
+) -> None:
+    learner, batch = make(), prepared[1].__getitems__([0, 1, 2])
+    segmenter = load_segmenter(prepared[0].segmenter)
+    prompts = learner.student(batch.embeddings)
+    matches = learner._match(prompts, batch)
+
+    def loss(tokens: torch.Tensor, pairs: int = 64) -> torch.Tensor:
+        return mask_loss(segmenter, batch.embeddings, tokens, batch.tokens, matches, pairs)
+
+    right = prompts.tokens.detach().clone()
+    right[matches.image, matches.query] = batch.tokens[matches.image, matches.instance]
+    right.requires_grad_()
+    best = loss(right)
+    assert best < loss(prompts.tokens)
+    best.backward()
+    assert right.grad.abs().max() < 1e-3  # Dice of probabilities is not quite stationary there
+    loss(prompts.tokens, pairs=1).backward()
+    touched = {name for name, weight in learner.student.named_parameters() if weight.grad is not None}
+    assert any(name.startswith("prompt_head") for name in touched)
+    assert not any(name.startswith("class_head") for name in touched)
+    assert all(weight.grad is None for weight in segmenter.parameters())
+    nobody = matches._replace(**{name: getattr(matches, name)[:0] for name in ("image", "query", "instance")})
+    assert mask_loss(segmenter, batch.embeddings, prompts.tokens, batch.tokens, nobody, 8) == 0
+
+
+def test_masks_weigh_in_as_told(make: Make, prepared: tuple[WpsSettings, WpsData]) -> None:
+    batch = prepared[1].__getitems__([0, 1, 2])
+    plain, masked = make().training_loss(batch), make(lambda_mask=0.5, mask_pairs=3).training_loss(batch)
+    assert plain[1].masks is None
+    torch.testing.assert_close(masked[0], plain[0] + 0.5 * masked[1].masks)
+
+
+def test_moved_views_train_and_resume_with_the_same_bytes(
+    make: Make, prepared: tuple[WpsSettings, WpsData], tmp_path: Path
+) -> None:
+    views = {"jitter": Jitter(shift=0.25, zoom=1.2), "lambda_box": 1.0}
+    whole, data = make(**views), prepared[1]
+    fit(whole, data, tmp_path, max_epochs=2)
+    fit(make(**views), data, tmp_path, max_epochs=2, callbacks=[SaveAt(4, tmp_path / "stopped.ckpt")])
+    resumed = make(**views)
+    fit(resumed, data, tmp_path, tmp_path / "stopped.ckpt", max_epochs=2)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name

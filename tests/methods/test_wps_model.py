@@ -32,7 +32,7 @@ def test_point_and_box_together_widen_only_the_last_layer() -> None:
 
 def test_paper_size_shapes() -> None:
     with torch.no_grad():
-        logits, tokens = Prompter()(torch.randn(1, 256, 64, 64))
+        logits, tokens, _ = Prompter()(torch.randn(1, 256, 64, 64))
     assert logits.shape == (1, 25, 41)
     assert tokens.shape == (1, 25, 2, 256)
 
@@ -41,9 +41,10 @@ def test_paper_size_shapes() -> None:
 def test_every_convolution_halves_the_grid(downsamples: int, cells: tuple[int, int]) -> None:
     prompter = Prompter(**{**SMALL, "downsamples": downsamples})
     assert prompter.position.shape == (1, 16, *cells)
-    logits, tokens = prompter(torch.randn(2, 12, 8, 6))
+    logits, tokens, boxes = prompter(torch.randn(2, 12, 8, 6))
     assert logits.shape == (2, 5, 4)
     assert tokens.shape == (2, 5, 2, 10)
+    assert boxes is None
 
 
 def test_channel_norm_is_layer_norm_over_channels() -> None:

@@ -125,7 +125,7 @@ def official_state(queries: int = 7, classes: int = 5, tokens: int = 2) -> dict[
 def test_released_weights_map_onto_the_prompter() -> None:
     state = official_state()
     student = import_official(state, heads=4)
-    logits, tokens = student(torch.randn(2, 16, 16, 16))
+    logits, tokens, _ = student(torch.randn(2, 16, 16, 16))
     assert logits.shape == (2, 7, 6)
     assert tokens.shape == (2, 7, 2, 16)
     assert torch.equal(student.position, state["pos_embed"])

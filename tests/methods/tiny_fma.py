@@ -13,9 +13,7 @@ from tiny_segmenter import NAMES, tiny_sam_folder
 from weakly.data.dataset import Dataset, Record
 from weakly.foundation.mask_settings import AutomaticMaskSettings
 from weakly.labels import Tags
-from weakly.methods.fma.augment import Augmentation
 from weakly.methods.fma.deeplab import DeepLabSettings
-from weakly.methods.fma.predictor import Inference
 from weakly.methods.fma.settings import (
     ClipEsSettings,
     FmaSettings,
@@ -23,6 +21,8 @@ from weakly.methods.fma.settings import (
     SegmentationPromptSettings,
     ViewSettings,
 )
+from weakly.methods.image_views import Augmentation
+from weakly.methods.semantic_predictor import Inference
 
 MASKS = AutomaticMaskSettings(
     points_per_side=3,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weakly.methods.weaksam.wsod import WsodDetector, build_detector
-from weakly.methods.weaksam.wsod_data import WsodData
+from weakly.methods.weaksam.wsod_data import PixelViews, WsodData
 from weakly.methods.weaksam.wsod_settings import WsodSettings, WsodTraining
 
 SETTINGS = WsodSettings(backbone="resnet10t", stages=2, pool="align", width=32, dropout=0.1)
@@ -48,10 +48,15 @@ def tiny_proposals(index: int, count: int = 20) -> NDArray[np.float32]:
     return np.concatenate([tiny_boxes(index), boxes])
 
 
+def tiny_views(index: int) -> PixelViews:
+    """The image with its proposals."""
+    return PixelViews(tiny_image(index), tiny_proposals(index))
+
+
 def tiny_data(images: int = 8, **changes: Any) -> WsodData:
     given: dict[str, Any] = {
         "keys": [f"{index:04x}" for index in range(images)],
-        "readers": [partial(tiny_image, index) for index in range(images)],
+        "readers": [partial(tiny_views, index) for index in range(images)],
         "tags": TAGS[np.arange(images) % 3],
         "proposals": [tiny_proposals(index) for index in range(images)],
     }

@@ -18,6 +18,8 @@ from weakly.data.dataset import Dataset
 from weakly.data.partimagenet import read_partimagenet
 from weakly.data.partimagenet40 import read_partimagenet40
 from weakly.data.pascal_part import read_pascal_part
+from weakly.data.pascal_part_60 import read_pascal_part_60, read_pascal_part_mat
+from weakly.data.pascal_part_compositor import read_pascal_part_compositor
 from weakly.data.tags import read_class_folders, read_tag_csv
 from weakly.data.voc import read_voc
 from weakly.data.voc_instances import INSTANCE_SETS, read_voc_instances
@@ -34,7 +36,7 @@ class Source:
         kind: key of :data:`READERS`.
         root: its folder.
         split: which part of it.
-        annotations: annotation file, for kinds that are one file.
+        annotations: annotation file, for kinds that are one file; folder of them for ``"pascal-part-mat"``.
         images: image folder, for kinds that are one file.
         allow_ood: read PartImageNet's OOD split too.
         bad_polygons: see :func:`~weakly.data.coco.read_coco`.
@@ -89,6 +91,9 @@ READERS: dict[str, Callable[[Source], Dataset]] = {
         s.folder(), s.split, allow_ood=s.allow_ood, bad_polygons=s.bad_polygons
     ),
     "pascal-part-116": lambda s: read_pascal_part(s.folder(), s.split),
+    "pascal-part-60": lambda s: read_pascal_part_60(s.folder(), s.split),
+    "pascal-part-mat": lambda s: read_pascal_part_mat(s.folder(), s.split, annotations=s.stated(s.annotations)),
+    "pascal-part-compositor": lambda s: read_pascal_part_compositor(s.folder(), s.split),
     "ade20k-part-234": lambda s: read_ade_part(s.folder(), s.split),
     "carparts": lambda s: read_carparts(s.folder(), s.split),
     "coco": lambda s: read_coco(
@@ -141,17 +146,19 @@ def open_dataset(
     """Open a dataset by kind.
 
     Args:
-        kind: boxes and part masks: ``"partimagenet"``, ``"menagerie"``, ``"carparts"`` or ``"coco"``; part masks of
-            named objects: ``"pascal-part-116"``, ``"ade20k-part-234"`` or ``"partimagenet-40"``; image tags:
-            ``"voc"`` (from the pixels of its label maps), ``"voc-xml"`` (from its XML), ``"coco2014"``,
-            ``"coco-tags"``, ``"tags"`` (a CSV) or ``"class-folders"``; image tags, with the boxes and masks of objects
-            as truth: ``"voc-detection"``, ``"voc-instances"`` (the images with masks), ``"voc-pairs"`` (XML beside
-            the images), ``"coco-instances"`` or ``"yolo"``.
+        kind: boxes and part masks: ``"partimagenet"``, ``"menagerie"``, ``"carparts"``, ``"coco"``,
+            ``"pascal-part-60"``, ``"pascal-part-mat"`` or ``"pascal-part-compositor"``; part masks of named objects:
+            ``"pascal-part-116"``, ``"ade20k-part-234"`` or ``"partimagenet-40"``; image tags: ``"voc"`` (from the
+            pixels of its label maps), ``"voc-xml"`` (from its XML), ``"coco2014"``, ``"coco-tags"``, ``"tags"`` (a
+            CSV) or ``"class-folders"``; image tags, with the boxes and masks of objects as truth:
+            ``"voc-detection"``, ``"voc-instances"`` (the images with masks), ``"voc-pairs"`` (XML beside the images),
+            ``"coco-instances"`` or ``"yolo"``.
         root: the dataset's folder; for ``"coco"``, ``"coco-tags"`` and ``"coco-instances"`` optional if
             ``annotations`` and ``images`` are given.
         split: ``"train"``, ``"val"``, ``"test"`` ..., as the kind names them.
         annotations: annotation file of kinds ``"coco"``, ``"coco-tags"`` and ``"coco-instances"`` (default
-            ``annotations/{split}.json`` below the root), ``"tags"`` (``{split}.csv``) and ``"yolo"`` (the YAML).
+            ``annotations/{split}.json`` below the root), ``"tags"`` (``{split}.csv``) and ``"yolo"`` (the YAML);
+            the folder of ``.mat`` files of ``"pascal-part-mat"`` (``Annotations_Part``).
         images: image folder of the same kinds (default ``images/{split}`` below the root; for ``"tags"`` ``images``;
             for ``"yolo"`` as the YAML says), of ``"class-folders"`` (``{split}``) and of ``"voc-pairs"``
             (``images``, with a folder for each split).

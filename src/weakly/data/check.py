@@ -235,7 +235,8 @@ def check_dataset(
 def content_hash(dataset: Dataset) -> str:
     """SHA-256 (hex) of the annotation file's bytes and of every record's image name, file size, tags and true objects.
 
-    It changes when labels or images do, but not when the folder moves: features computed for one hash fit no other.
+    Boxes belong to it where no annotation file states them. It changes when labels or images do, but not when the
+    folder moves: features computed for one hash fit no other.
     """
     digest = hashlib.sha256()
     annotations = dataset.extra.get("annotations")
@@ -247,7 +248,7 @@ def content_hash(dataset: Dataset) -> str:
             r.sample.path.name,
             str(r.sample.image_id),
             _file_size(r.sample.path),
-            f"{_tag_text(r.sample)}{_object_text(r)}{_map_text(r)}",
+            f"{_tag_text(r.sample)}{_object_text(r)}{_map_text(r)}{'' if annotations else _box_text(r.sample)}",
         )
         for r in dataset.records
     )
@@ -259,6 +260,11 @@ def content_hash(dataset: Dataset) -> str:
 def _tag_text(sample: Sample) -> str:
     """The tags, which may come from files that the hash does not read; nothing where the dataset has none."""
     return "" if sample.tags is None else " ".join(map(str, sample.tags.labels.tolist())) + "\0"
+
+
+def _box_text(sample: Sample) -> str:
+    """The boxes, which come from files that the hash does not read."""
+    return "" if sample.boxes is None else repr((sample.boxes.labels.tolist(), sample.boxes.xyxy.tolist())) + "\0"
 
 
 def _object_text(record: Record) -> str:
@@ -313,8 +319,8 @@ def _stems_elsewhere(kind: str, root: Path, dataset: Dataset) -> dict[str, set[s
     split = dataset.split
     if kind in {"voc", "voc-xml"}:
         return other_splits(root, split)
-    if kind in {"voc-detection", "voc-instances"}:
-        return other_splits(root, split, DETECTION_SETS if kind == "voc-detection" else INSTANCE_SETS)
+    if kind in {"voc-detection", "voc-instances", "pascal-part-mat"}:
+        return other_splits(root, split, INSTANCE_SETS if kind == "voc-instances" else DETECTION_SETS)
     if kind in {"coco2014", "tags", "class-folders"}:
         return {}  # their folders are no splits
     if kind == "carparts":
@@ -323,7 +329,7 @@ def _stems_elsewhere(kind: str, root: Path, dataset: Dataset) -> dict[str, set[s
     elif kind in {"voc-pairs", "yolo"}:
         folders = dataset.extra["elsewhere"]
     else:
-        parent = root / "images"
+        parent = root / ("JPEGImages" if kind == "pascal-part-compositor" else "images")
         folders = {path.name: path for path in sorted(parent.iterdir())} if parent.is_dir() else {}
         folders.pop(ADE_FOLDERS[split] if kind == "ade20k-part-234" else split, None)
     return {

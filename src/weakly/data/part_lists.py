@@ -1,4 +1,4 @@
-"""Class lists of the published part datasets, and how the raw part names of Pascal-Part merge into one of them.
+"""Class lists of the part datasets, and how the raw part names of Pascal-Part merge into two of them.
 
 They are YAML files in ``part_names/``, each with its own version: changed names or orders are another version, because
 the numbers in published label maps mean positions in these lists.
@@ -6,7 +6,8 @@ the numbers in published label maps mean positions in these lists.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -17,6 +18,9 @@ import yaml
 from weakly.vocabulary import Category, Vocabulary
 
 ListName = Literal["pascal_part_116", "ade20k_part_234", "partimagenet_40"]
+MergeName = Literal["pascal_part_116", "pascal_part_60"]
+
+_NUMBER = re.compile(r"_\d+$")
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,29 @@ class PartList:
 
     def vocabulary(self) -> Vocabulary:
         """Categories ``"<object>'s <part>"`` with their object; the source id of a class is its position."""
-        pairs = [(whole, part) for whole, parts in self.objects.items() for part in parts]
-        return Vocabulary(tuple(Category(f"{whole}'s {part}", whole, k) for k, (whole, part) in enumerate(pairs)))
+        return _vocabulary(self.objects)
+
+
+@dataclass(frozen=True)
+class MergeTable:
+    """Which raw part names of Pascal-Part become one part.
+
+    Attributes:
+        version: of the table.
+        objects: {VOC class: {part: raw names}}; a raw name that ends in ``_*`` stands for ``_1``, ``_2`` ...
+    """
+
+    version: int
+    objects: Mapping[str, Mapping[str, tuple[str, ...]]]
+
+    def part(self, whole: str, raw: str) -> str | None:
+        """The part that a raw name of a VOC class belongs to; None where the table does not have it."""
+        names = {raw, _NUMBER.sub("_*", raw)}
+        return next((part for part, raws in self.objects.get(whole, {}).items() if names & {*raws}), None)
+
+    def vocabulary(self) -> Vocabulary:
+        """Categories ``"<object>'s <part>"`` in the table's order, as :meth:`PartList.vocabulary`."""
+        return _vocabulary(self.objects)
 
 
 @cache
@@ -50,16 +75,19 @@ def part_list(name: ListName) -> PartList:
 
 
 @cache
-def pascal_part_merges() -> tuple[int, Mapping[tuple[str, str], str]]:
-    """Version of the merge table, and {(VOC class, raw part name): part}; ``_*`` stands for a number."""
-    content = _load("pascal_part_merges")
-    merges = {
-        (whole, raw): part
+def merge_table(name: MergeName) -> MergeTable:
+    """How raw part names become the parts of Pascal-Part-116, or of the 60 classes for weak boxes."""
+    content = _load(f"{name}_merges")
+    objects = {
+        str(whole): {str(part): tuple(map(str, raws)) for part, raws in parts.items()}
         for whole, parts in content["objects"].items()
-        for part, raws in parts.items()
-        for raw in raws
     }
-    return content["version"], merges
+    return MergeTable(content["version"], objects)
+
+
+def _vocabulary(objects: Mapping[str, Iterable[str]]) -> Vocabulary:
+    pairs = [(whole, part) for whole, parts in objects.items() for part in parts]
+    return Vocabulary(tuple(Category(f"{whole}'s {part}", whole, k) for k, (whole, part) in enumerate(pairs)))
 
 
 def _load(name: str) -> dict[str, Any]:

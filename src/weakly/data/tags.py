@@ -156,10 +156,16 @@ def numbered_vocabulary(names: Iterable[str]) -> Vocabulary:
     return Vocabulary(tuple(Category(name, source_id=k) for k, name in enumerate(names, 1)))
 
 
-def read_records(read: Callable[[T], Read], entries: Sequence[T]) -> tuple[tuple[Record, ...], list[Problem]]:
-    """Read entries in a few threads; records and problems in the entries' order."""
+def read_records(
+    read: Callable[[T], Read], entries: Sequence[T], progress: Callable[[int, int], None] | None = None
+) -> tuple[tuple[Record, ...], list[Problem]]:
+    """Read entries in a few threads; records and problems in the entries' order. ``progress`` hears (done, in all)."""
+    found: list[Read] = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(read, entries))
+        for done, one in enumerate(pool.map(read, entries), 1):
+            found.append(one)
+            if progress is not None:
+                progress(done, len(entries))
     records = tuple(record for record, _ in found if record is not None)
     return records, [problem for _, problems in found for problem in problems]
 

@@ -168,14 +168,28 @@ def load_recipe(path: Path, overrides: Sequence[Override] = ()) -> Recipe:
         UserError: the file is missing or no YAML, the method or preset is unknown, or keys and values are wrong; all
             wrong keys and values are named in one message.
     """
-    values = read_yaml(path)
+    return resolve_recipe(read_yaml(path), overrides, str(path))
+
+
+def resolve_recipe(values: Mapping[str, Any], overrides: Sequence[Override], name: str) -> Recipe:
+    """The recipe of plain values, as :func:`load_recipe` makes it of a file.
+
+    Args:
+        values: sections and keys as YAML holds them; left as they are.
+        overrides: see :func:`load_recipe`.
+        name: what an error calls it.
+
+    Raises:
+        UserError: see :func:`load_recipe`.
+    """
+    changed = dict(values)
     errors: list[str] = []
     for key, text in overrides:
-        _put(values, key, _parse(text), errors)
-    recipe = _resolve(values, errors)
+        _put(changed, key, _parse(text), errors)
+    recipe = _resolve(changed, errors)
     if recipe is None or errors:
         count = "1 thing is" if len(errors) == 1 else f"{len(errors)} things are"
-        raise UserError(f"{path}: {count} wrong: {'; '.join(errors)}.")
+        raise UserError(f"{name}: {count} wrong: {'; '.join(errors)}.")
     return recipe
 
 

@@ -1,7 +1,7 @@
 """A paper's tables, measured: every cell a run of its own, computed once, ours beside theirs.
 
 =====================  ===================================================================================
-``base.yaml``          the resolved recipe that all cells depart from
+``base.yaml``          the resolved recipe that all cells of the paper's method depart from
 ``cells/<cell>/``      an ordinary run per figure; cells with equal recipes are one
 ``shared/``            what cells have in common, linked from their folders
 ``metrics.json``       a record per figure and repetition, the paper's figure in ``published``
@@ -11,32 +11,37 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import yaml
 
 from weakly.engine.logs import console
 from weakly.engine.orderings import Judgement, Measured, figure_of, judge
-from weakly.engine.recipe import Override, Recipe, differences, load_recipe
-from weakly.engine.reproduce_cells import Job, cell_key, cell_recipe, compute, is_computed
+from weakly.engine.recipe import Override, Recipe, differences
+from weakly.engine.reproduce_cells import Job, compute, is_computed
+from weakly.engine.reproduce_plan import (
+    Budget,
+    Jobs,
+    Planned,
+    base_recipe,
+    baseline_recipes,
+    is_measured,
+    jobs_of,
+    measured,
+    of_baselines,
+    paper_tables,
+    plan,
+)
 from weakly.engine.runs import lock
 from weakly.engine.typed import to_plain
 from weakly.errors import UserError, WeaklyError
 from weakly.evaluation.records import Record, write_records
 from weakly.files import write_atomic, write_json
-from weakly.methods.base import find_method
 from weakly.methods.tables import Cell, Measure, Table, Tables
-
-Budget = Literal["small", "full"]
-
-SMALL = {"train": 200, "val": 100, "epochs": 10}
-"""Most images of each split, and most epochs, within a small budget; methods add settings of their own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +68,7 @@ class Reproduction:
         paper: the method's tables.
         recipe: the base recipe.
         budget: ``small`` or ``full``.
-        repetitions: runs per figure.
+        repetitions: most runs per figure.
         command: that repeats it.
         results: one per chosen table, and per table that earlier calls have measured whole.
     """
@@ -98,19 +103,23 @@ def reproduce(
     budget: Budget = "small",
     tables: tuple[str, ...] | None = None,
     repetitions: int = 1,
+    hours: float | None = None,
     command: str = "",
     tell: Callable[[Reproduction], object] = lambda _: None,
 ) -> Reproduction:
     """Measure the tables of a method's paper; what an earlier call has measured in ``out`` is read.
 
+    First comes one run of every figure, then the second of every figure, and so on.
+
     Args:
         method: its name.
         recipe: a recipe of that method: data, models and settings that the tables depart from.
         out: folder of the reproduction.
-        overrides: dotted keys over the recipe.
+        overrides: dotted keys over the recipe; those of a baseline's begin with its name, ``det_sam.optimisation.lr``.
         budget: ``small`` lowers images, epochs and what the method says; ``full`` is the recipe as it is.
         tables: their numbers; None: all.
         repetitions: runs per figure, with different seeds.
+        hours: after so many no further run begins; the next call goes on. None: all of them.
         command: what records state as their command.
         tell: called with all that is known after every cell, e.g. to write pages.
 
@@ -120,62 +129,29 @@ def reproduce(
     """
     if repetitions < 1:
         raise UserError(f"--seeds is {repetitions}; give a whole number of at least 1.")
-    base = base_recipe(method, recipe, overrides, budget)
-    paper = _paper(base)
+    own, others = of_baselines(overrides)
+    base = base_recipe(method, recipe, own, budget)
+    paper = paper_tables(base)
+    baselines = baseline_recipes(base, paper, others, budget)
     chosen = paper.choose(tables)
+    started = time.monotonic()
     with lock(out):
         _claim(out, base)
-        jobs = _plan(out, paper, repetitions)
-        state = Reproduction(out, paper, base, budget, repetitions, command)
+        jobs = plan(out, paper, base, baselines, repetitions)
+        shown = [table for table in paper.tables if table in chosen or is_measured(table, jobs)]
+        wanted = {_scored(job): job for n in range(repetitions) for table in shown for job in jobs_of(table, jobs, n)}
         done: dict[_Scored, Record | str] = {}
-        shown = [t for t in paper.tables if t in chosen or _is_measured(_jobs_of(t, jobs))]
-        wanted = {_scored(job): job for table in shown for job in _jobs_of(table, jobs)}
+        state = Reproduction(out, paper, base, budget, repetitions, command, _results(shown, jobs, done, out))
         for number, (scored, job) in enumerate(wanted.items(), 1):
+            if hours is not None and time.monotonic() - started > 3600 * hours and not is_computed(job):
+                continue
             told = f", {job.measure.setting}" if job.measure.setting else ""
             console.print(f"[{number}/{len(wanted)}] {job.folder.name}{told}", markup=False)
             done[scored] = _try(job, partial(compute, job, out / "shared", paper.shared, command))
-            state = replace(state, results=tuple(_result(table, jobs, done, out) for table in shown))
+            state = replace(state, results=_results(shown, jobs, done, out))
             _write(state)
             tell(state)
     return state
-
-
-def base_recipe(method: str, path: Path, overrides: tuple[Override, ...], budget: Budget) -> Recipe:
-    """The recipe that the cells of a reproduction depart from.
-
-    Raises:
-        UserError: it is of another method, or an option is wrong.
-    """
-    base = load_recipe(path, overrides)
-    if base.method != method:
-        raise UserError(f"{path} is a recipe of {base.method}, not of {method}; give one of that method.")
-    if budget == "full":
-        return base
-    small = {**_paper(base).small, **_fewer_images(base)}
-    changes = [(key, json.dumps(value)) for key, value in small.items()]
-    return load_recipe(path, [*overrides, *changes])
-
-
-def _paper(base: Recipe) -> Tables:
-    paper = find_method(base.method).tables(base.settings)
-    if not paper.tables:
-        raise UserError(f"The method {base.method} states no tables to reproduce yet; `weakly fit` trains it.")
-    return paper
-
-
-def _fewer_images(base: Recipe) -> dict[str, Any]:
-    """The first images of a world that is drawn, beside the recipe's own, or a seeded choice of any other data."""
-    changes: dict[str, Any] = {"optimisation.epochs": min(base.optimisation.epochs, SMALL["epochs"])}
-    for split in ("train", "val"):
-        limit = getattr(base.data, f"limit_{split}")
-        if base.data.render is not None and limit is None:
-            drawn = getattr(base.data.render, split)
-            changes[f"data.render.{split}"] = min(drawn, SMALL[split])
-            if drawn > SMALL[split]:
-                changes["data.root"] = f"{base.data.root}-small"
-        else:
-            changes[f"data.limit_{split}"] = SMALL[split] if limit is None else min(limit, SMALL[split])
-    return changes
 
 
 def _claim(out: Path, base: Recipe) -> None:
@@ -196,58 +172,12 @@ def _claim(out: Path, base: Recipe) -> None:
         )
 
 
-def _plan(out: Path, paper: Tables, repetitions: int) -> dict[tuple[str, str], list[Job]]:
-    """The jobs of every cell of every table, so that a folder's name does not depend on what is asked for today.
-
-    A folder is named for the first place that its recipe has.
-    """
-    folders: dict[str, Path] = {}
-    recipe_of = partial(cell_recipe, out / "base.yaml")
-
-    def folder(recipe: Recipe, measure: Measure, name: str) -> Path:
-        key = cell_key(recipe, measure)
-        return folders.setdefault(key, out / "cells" / f"{name}-{key[:8]}")
-
-    jobs: dict[tuple[str, str], list[Job]] = {}
-    for repetition in range(repetitions):
-        for table in paper.tables:
-            for place, measure in _measured(table).items():
-                name = _slug(f"table-{table.number}-{place}" + (f"-{repetition}" if repetition else ""))
-                recipe = recipe_of(measure.changed(repetition))
-                job = Job(folder(recipe, measure, name), recipe, measure)
-                jobs.setdefault((table.number, place), []).append(job)
-    for each in jobs.values():
-        for repetition, job in enumerate(each):
-            if job.measure.after:
-                before = recipe_of(job.measure.before(repetition))
-                trained = folder(before, job.measure, f"training-{job.folder.name}")
-                each[repetition] = replace(job, trained=(trained, before))
-    return jobs
-
-
-def _jobs_of(table: Table, jobs: Mapping[tuple[str, str], list[Job]]) -> list[Job]:
-    return [job for place in _measured(table) for job in jobs[table.number, place]]
-
-
 _Scored = tuple[Path, str | None]
 """A run, and the setting that its student is scored in."""
 
 
 def _scored(job: Job) -> _Scored:
     return job.folder, job.measure.setting
-
-
-def _is_measured(jobs: list[Job]) -> bool:
-    """Whether a table has cells, and earlier calls have computed all of them."""
-    return bool(jobs) and all(is_computed(job) for job in jobs)
-
-
-def _measured(table: Table) -> dict[str, Measure]:
-    return {place: cell.measure for place, cell in table.places() if cell.measure is not None}
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _try(job: Job, compute_cell: Callable[[], Record]) -> Record | str:
@@ -259,32 +189,37 @@ def _try(job: Job, compute_cell: Callable[[], Record]) -> Record | str:
         return str(error)
 
 
-def _result(
-    table: Table,
-    jobs: Mapping[tuple[str, str], list[Job]],
-    done: Mapping[_Scored, Record | str],
-    out: Path,
-) -> TableResult:
+def _results(
+    tables: list[Table], jobs: Jobs, done: Mapping[_Scored, Record | str], out: Path
+) -> tuple[TableResult, ...]:
+    return tuple(_result(table, jobs, done, out) for table in tables)
+
+
+def _result(table: Table, jobs: Jobs, done: Mapping[_Scored, Record | str], out: Path) -> TableResult:
     figures = {
-        place: _measurement(jobs[table.number, place], measure, done, out)
-        for place, measure in _measured(table).items()
+        place: _measurement(jobs[table.number, place], measure, done, out) for place, measure in measured(table).items()
     }
     return TableResult(table, figures, tuple(judge(table, figures)))
 
 
-def _measurement(jobs: list[Job], measure: Measure, done: Mapping[_Scored, Record | str], out: Path) -> Measured:
-    values, records, missing = {}, {}, ""
+def _measurement(
+    jobs: Sequence[Planned], measure: Measure, done: Mapping[_Scored, Record | str], out: Path
+) -> Measured:
+    values, records, folder, missing = {}, {}, "", ""
     for repetition, job in enumerate(jobs):
-        record = done.get(_scored(job), "not reached yet")
-        if isinstance(record, str):
-            missing = missing or record
+        record = job if isinstance(job, str) else done.get(_scored(job), "not reached yet")
+        if isinstance(job, str) or isinstance(record, str):
+            missing = missing or str(record)
             continue
         try:
             values[repetition] = figure_of(record, measure.figure)
             records[repetition] = record
+            folder = folder or job.folder.relative_to(out).as_posix()
         except UserError as error:
             missing = missing or str(error)
-    return Measured(values, records, jobs[0].folder.relative_to(out).as_posix(), missing)
+    if missing and values:
+        missing = f"{len(jobs) - len(values)} of {len(jobs)} runs: {missing}"
+    return Measured(values, records, folder, missing)
 
 
 def _records(result: TableResult) -> list[Record]:
@@ -310,4 +245,4 @@ def _write(state: Reproduction) -> None:
     write_json(state.folder / "orderings.json", {**content, "missing": state.missing})
 
 
-__all__ = ["SMALL", "Budget", "Measured", "Reproduction", "TableResult", "base_recipe", "reproduce"]
+__all__ = ["Budget", "Measured", "Reproduction", "TableResult", "reproduce"]

@@ -20,7 +20,7 @@ import torch
 from weakly.data.dataset import Dataset
 from weakly.engine import evaluate as scoring
 from weakly.engine.fit import fit
-from weakly.engine.recipe import Recipe, load_recipe
+from weakly.engine.recipe import Recipe, resolve_recipe
 from weakly.engine.runs import Run, claim, machine, versions, workspace
 from weakly.engine.splits import open_split
 from weakly.engine.typed import to_plain
@@ -49,18 +49,19 @@ class Job:
     trained: tuple[Path, Recipe] | None = None
 
 
-def cell_recipe(base: Path, changes: Mapping[str, Any]) -> Recipe:
-    """The recipe of a cell: the base recipe with changes.
+def cell_recipe(base: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe of a cell: its base recipe with changes.
 
     Raises:
         UserError: a change does not fit.
     """
-    return load_recipe(base, [(key, json.dumps(value)) for key, value in changes.items()])
+    overrides = [(key, json.dumps(value)) for key, value in changes.items()]
+    return resolve_recipe(to_plain(base), overrides, f"A cell of {base.method}")
 
 
 def cell_key(recipe: Recipe, measure: Measure) -> str:
     """What tells two cells apart: recipe and what of it is scored; seeds by prompts and by the baseline differ."""
-    content = [to_plain(recipe), measure.scored, measure.reference]
+    content = [to_plain(recipe), measure.scored, measure.reference, measure.split]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -100,20 +101,25 @@ def is_computed(job: Job) -> bool:
 def _stored(run: Run, job: Job) -> Record | None:
     if not run.metrics.is_file():
         return None
-    if job.measure.reference is None:
-        named = find_method(job.recipe.method).final_row(job.recipe.settings)
-        last = job.recipe.evaluation.student == "last"
-        method, row = named.get("method", job.recipe.method), named.get("row", "final") if last else "best"
-        split = job.recipe.evaluated_split()
-    else:
-        (method, row), split = job.measure.reference, job.recipe.data.train
-    setting = job.measure.setting
-    found = [
-        record
-        for record in read_records(run.metrics)
-        if (record.method, record.row, record.split) == (method, row, split) and setting in (None, record.setting)
-    ]
-    return found[0] if found else None
+    wanted, split, setting = job.measure.reference or _student_row(job.recipe), _split(job), job.measure.setting
+    for record in read_records(run.metrics):
+        named = (record.method, record.row, record.supervision)[: len(wanted)]
+        if (named, record.split) == (wanted, split) and setting in (None, record.setting):
+            return record
+    return None
+
+
+def _student_row(recipe: Recipe) -> tuple[str, ...]:
+    """Method and row of a student's record."""
+    named = find_method(recipe.method).final_row(recipe.settings)
+    row = named.get("row", "final") if recipe.evaluation.student == "last" else "best"
+    return named.get("method", recipe.method), row
+
+
+def _split(job: Job) -> str:
+    """That a job is scored on."""
+    on_train = job.measure.scored != "student" and job.measure.split == "train"
+    return job.recipe.data.train if on_train else job.recipe.evaluated_split()
 
 
 def _in_setting(records: Sequence[Record], job: Job) -> Record:
@@ -152,12 +158,12 @@ def _share(folder: Path, shared: Path, names: Sequence[str]) -> None:
 
 
 def _score_stage(run: Run, job: Job, shared: Path, names: Sequence[str], command: str) -> Record:
-    """Score a reference on the training split; its targets are prepared before where the measure asks for them."""
+    """Score a reference on the measure's split; targets are prepared before where the measure asks for them."""
     recipe, method = job.recipe, find_method(job.recipe.method)
     with claim(run, recipe):
         _share(run.folder, shared, names)
         torch.manual_seed(recipe.optimisation.seed)
-        whole = open_split(recipe.data, recipe.data.train)
+        whole = open_split(recipe.data, _split(job))
         dataset = _with_truth(whole, method.scoring)
         space = workspace(run, recipe)
         run.update_info(
@@ -182,14 +188,15 @@ def _with_truth(whole: Dataset, scoring_of_method: Scoring) -> Dataset:
     if not scoring_of_method.has_truth(whole) or len(known) == 0:
         raise UserError(
             f"Split {whole.split!r} of {whole.name} has no truth against which {scoring_of_method.name} are scored; "
-            "choose data whose training split has some."
+            "choose data that has some."
         )
     return known
 
 
 def _chosen(scores: Sequence[Score], measure: Measure, dataset: Dataset) -> Score:
     for score in scores:
-        if (score.method, score.extra.get("row", "final")) == measure.reference:
+        named = (score.method, score.extra.get("row", "final"), score.supervision)
+        if measure.reference == named[: len(measure.reference or ())]:
             return score
     raise UserError(
         f"Split {dataset.split!r} of {dataset.name} cannot be scored for {measure.reference}; give all its images weak "

@@ -135,6 +135,21 @@ def _has_masks(dataset: Dataset) -> bool:
     return dataset.has_instances(masks=True)
 
 
+def _has_given_boxes(dataset: Dataset) -> bool:
+    return any(sample.boxes is not None for sample in dataset)
+
+
+def _given_boxes(dataset: Dataset, index: int) -> Segmentation:
+    """The given boxes of parts, filled."""
+    sample = dataset[index]
+    if sample.boxes is None:
+        return Segmentation(sample.size)
+    masks, boxes = box_masks(sample.boxes.xyxy, sample.size), sample.boxes
+    return Segmentation(
+        sample.size, masks, boxes.xyxy, boxes.labels, np.ones(len(masks), np.float32), ({},) * len(masks)
+    )
+
+
 PARTS = Scoring("parts", _all_images, Evaluator, _part_iou)
 """Part masks: the four protocols of :mod:`weakly.evaluation.protocols`. An image without a mask shows no part."""
 
@@ -146,6 +161,9 @@ BOXES = Scoring("boxes", _known_boxes, _box_evaluator, box_image_iou, _has_boxes
 
 INSTANCES = Scoring("instances", _known_masks, _mask_evaluator, mask_image_iou, _has_masks, _mask_truth)
 """True masks of objects: VOC's and COCO's average precision."""
+
+PART_BOXES = Scoring("part-boxes", _all_images, _box_evaluator, box_image_iou, _has_given_boxes, _given_boxes)
+"""Boxes of parts against the weak labels of a split, with the figures of :data:`BOXES`; no label is no part."""
 
 PROPOSALS = Scoring("proposals", _known_boxes, _proposal_evaluator, proposal_image_iou, _has_boxes, _box_truth)
 """True boxes of objects, found by proposals of any category: recall."""

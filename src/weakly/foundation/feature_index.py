@@ -61,20 +61,24 @@ class MappedFeatures(Features):
         index: the shards.
         places: (n, 2) int64 of :meth:`FeatureIndex.locate`.
         device: where batches come out.
+        channels: the first so many; all if None.
     """
 
     resident = False
 
-    def __init__(self, index: FeatureIndex, places: Tensor, device: torch.device | str) -> None:
+    def __init__(
+        self, index: FeatureIndex, places: Tensor, device: torch.device | str, channels: int | None = None
+    ) -> None:
         self._index = index
         self._places = places
         self._device = device
+        self._channels = channels
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, indices: Tensor) -> Tensor:
-        return codec.decode(self._index.gather(self._places[indices.cpu()], self._device))
+        return codec.decode(self._index.gather(self._places[indices.cpu()], self._device, self._channels))
 
 
 class FeatureIndex:
@@ -139,20 +143,25 @@ class FeatureIndex:
             raise UserError(f"{self.folder} has no features of {what}; build the store with it or leave it out.")
         return torch.tensor(places, dtype=torch.int64).reshape(-1, 2)
 
-    def gather(self, places: Tensor, device: torch.device | str = "cpu") -> Coded:
-        """Coded features at (n, 2) places, copied shard by shard to ``device``."""
-        result = codec.empty(self.dtype, self.shape, len(places), device)
+    def gather(self, places: Tensor, device: torch.device | str = "cpu", channels: int | None = None) -> Coded:
+        """Coded features at (n, 2) places, or their first ``channels``, copied shard by shard to ``device``."""
+        shape = (channels or self.shape[0], *self.shape[1:])
+        result = codec.empty(self.dtype, shape, len(places), device)
         numbers, rows = places.unbind(1)
         for number in torch.unique(numbers).tolist():
             chosen = (numbers == number).nonzero()[:, 0]
-            for name, tensor in codec.rows(self._shards[number].coded, rows[chosen]).items():
+            coded = {name: tensor[:, : shape[0]] for name, tensor in self._shards[number].coded.items()}
+            for name, tensor in codec.rows(coded, rows[chosen]).items():
                 result[name][chosen.to(device)] = tensor.to(device)
         return result
 
-    def hold(self, keys: Sequence[str | None], budget: int, device: torch.device | str) -> Features:
-        """In memory if the distinct images fit ``budget`` bytes, else memory-mapped."""
+    def hold(
+        self, keys: Sequence[str | None], budget: int, device: torch.device | str, channels: int | None = None
+    ) -> Features:
+        """In memory if the distinct images (their first ``channels``) fit ``budget`` bytes, else memory-mapped."""
         places = self.locate(keys)
         distinct, order = torch.unique(places, dim=0, return_inverse=True)
-        if len(distinct) * self.image_bytes > budget:
-            return MappedFeatures(self, places, device)
-        return ResidentFeatures(self.gather(distinct, device), order)
+        held = codec.image_bytes(self.dtype, (channels or self.shape[0], *self.shape[1:]))
+        if len(distinct) * held > budget:
+            return MappedFeatures(self, places, device, channels)
+        return ResidentFeatures(self.gather(distinct, device, channels), order)

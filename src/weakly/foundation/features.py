@@ -266,21 +266,29 @@ class FeatureStore:
         """
         return decode(self._index.gather(self._index.locate(keys)))
 
-    def hold(self, keys: Sequence[str | None], budget: int, device: torch.device | str = "cpu") -> Features:
+    def hold(
+        self,
+        keys: Sequence[str | None],
+        budget: int,
+        device: torch.device | str = "cpu",
+        *,
+        channels: int | None = None,
+    ) -> Features:
         """Features of a training set, in memory if they fit.
 
-        They fit if n * :attr:`image_bytes` <= ``budget``, n the number of distinct keys; they then stay coded on
-        ``device`` and are decoded per batch. Else every batch is read from the memory-mapped shards.
+        They fit if n * :attr:`image_bytes` <= ``budget``, n the number of distinct keys (times ``channels`` / C); they
+        then stay coded on ``device`` and are decoded per batch. Else every batch is read from the memory-mapped shards.
 
         Args:
             keys: image of every index; keys may repeat.
             budget: bytes that may be held.
             device: where batches come out.
+            channels: only the first so many of C; the others are not read.
 
         Raises:
             UserError: an image has no features here.
         """
-        return self._index.hold(keys, budget, device)
+        return self._index.hold(keys, budget, device, channels)
 
     def verify(self) -> list[Problem]:
         """Read every shard in full and compare it with its SHA-256; one problem per damaged file."""

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -69,6 +70,19 @@ class ImageKeys:
         with contextlib.suppress(OSError):
             write_atomic(self._memory, json.dumps(files).encode())
         self._new = {}
+
+
+def image_keys(root: Path, paths: Sequence[Path]) -> list[str | None]:
+    """Keys of the bytes of image files, remembered in ``root``; None where a file cannot be opened."""
+    keys = ImageKeys(root / "image-keys.json")
+    found: list[str | None] = []
+    for path in paths:
+        try:
+            found.append(keys.key(path)[0])
+        except OSError:
+            found.append(None)
+    keys.save()
+    return found
 
 
 def _load(memory: Path) -> dict[str, Any]:

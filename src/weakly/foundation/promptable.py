@@ -6,10 +6,11 @@ square (S, S) input of the model after resizing and padding; a :class:`Frame` co
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,7 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Pad = Literal["sam", "center_black"]
-"""``sam``: normalise, then zeros at the bottom and right. ``center_black``: centre on black, then normalise."""
+"""What a user may ask for. ``sam``: as the segmenter's authors do; SAM's normalise, then put zeros at the bottom and
+right. ``center_black``: centre on black, then normalise; for segmenters that keep the aspect ratio."""
+
+Fit = Literal["sam", "center_black", "stretch"]
+"""How an image comes into the square: a :data:`Pad`, or both sides stretched to S, as SAM 2 and others do."""
+
+PromptKind = Literal["box", "point", "point+box"]
 
 Wanted = Callable[[Tensor], Tensor]
 """(n, 3) predicted IoU of some prompts to the (n, 3) bool masks that are worth making."""
@@ -35,7 +42,7 @@ class Frame:
     Attributes:
         size: (height, width) of the original image.
         side: S, side of the square input.
-        content: (height, width) after resizing the longest side to S, rounded half up.
+        content: (height, width) after resizing the longest side to S, rounded half up; (S, S) if stretched.
         top: rows of padding above the content.
         left: columns of padding left of the content.
     """
@@ -47,8 +54,10 @@ class Frame:
     left: int = 0
 
     @classmethod
-    def fit(cls, size: tuple[int, int], side: int, pad: Pad = "sam") -> Frame:
-        """Longest side to ``side``; 375x500 at 1024 gives a content of 768x1024."""
+    def fit(cls, size: tuple[int, int], side: int, pad: Fit = "sam") -> Frame:
+        """Longest side to ``side``; 375x500 at 1024 gives a content of 768x1024, stretched of 1024x1024."""
+        if pad == "stretch":
+            return cls(size, side, (side, side))
         scale = side / max(size)
         height, width = (max(1, int(extent * scale + 0.5)) for extent in size)
         if pad == "sam":
@@ -102,16 +111,28 @@ class PromptableSegmenter(nn.Module, ABC):
     Attributes:
         name: what the user called it, e.g. ``"bundled"`` or ``"facebook/sam-vit-base"``.
         side: S.
-        pad: how images are padded to the square.
-        embedding_shape: (C, h, w) of one image embedding.
+        pad: how images come into the square.
+        embedding_shape: (C, h, w) of one image embedding, all that :meth:`decode` needs to know of the image.
         token_width: D.
+        token_counts: T by kind of prompt: the tokens that :meth:`box_tokens` and :meth:`point_tokens` make and a
+            student learns. Constant tokens that :meth:`decode` appends by itself do not count.
+        pixel_mean: of the red, green and blue channel in [0, 1], subtracted from images.
+        pixel_std: by which they are then divided.
     """
 
     name: str
     side: int
-    pad: Pad
+    pad: Fit
     embedding_shape: tuple[int, int, int]
     token_width: int
+    token_counts: ClassVar[Mapping[PromptKind, int]] = {"box": 2, "point": 2, "point+box": 3}
+    pixel_mean: ClassVar[tuple[float, float, float]] = PIXEL_MEAN
+    pixel_std: ClassVar[tuple[float, float, float]] = PIXEL_STD
+
+    @property
+    def student_channels(self) -> int:
+        """Channels that a student looks at, the first of an embedding; any others are for the decoder alone."""
+        return self.embedding_shape[0]
 
     def freeze(self) -> None:
         """No gradients, eval mode, for good."""
@@ -133,8 +154,8 @@ class PromptableSegmenter(nn.Module, ABC):
 
     def preprocess(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
         """(H, W, 3) uint8 RGB images of any sizes to one (B, 3, S, S) float32 input on the CPU."""
-        mean = torch.tensor(PIXEL_MEAN).view(3, 1, 1)
-        std = torch.tensor(PIXEL_STD).view(3, 1, 1)
+        mean = torch.tensor(self.pixel_mean).view(3, 1, 1)
+        std = torch.tensor(self.pixel_std).view(3, 1, 1)
         batch = torch.zeros(len(images), 3, self.side, self.side)
         if self.pad == "center_black":
             batch += -mean / std
@@ -160,7 +181,7 @@ class PromptableSegmenter(nn.Module, ABC):
 
     @abstractmethod
     def point_tokens(self, points: Tensor, boxes: Tensor | None = None) -> Tensor:
-        """(N, 2) foreground frame points to (N, 2, D) tokens: the point and the padding token.
+        """(N, 2) foreground frame points to (N, T, D) tokens: the point and, where T is 2, the padding token.
 
         With ``boxes`` (N, 4) also given: (N, 3, D), point and two corners, no padding token.
         """
@@ -182,6 +203,11 @@ class PromptableSegmenter(nn.Module, ABC):
             Differentiable in ``tokens`` and ``embeddings``.
         """
 
+    def no_masks(self, tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """What :meth:`decode` returns for no prompts: (0, count, 4h, 4w) and (0, count)."""
+        _, height, width = self.embedding_shape
+        return tokens.new_zeros(0, count, 4 * height, 4 * width), tokens.new_zeros(0, count)
+
     @torch.no_grad()
     def decode_wanted(self, embedding: Tensor, tokens: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
         """Masks for many prompts on one image, of which few pass a test of predicted IoU; without gradients.
@@ -202,3 +228,21 @@ class PromptableSegmenter(nn.Module, ABC):
         logits, iou = self.decode(embedding, tokens, image_index, multimask=True)
         chosen = wanted(iou).flatten().nonzero()[:, 0]
         return chosen, logits.flatten(0, 1)[chosen], iou
+
+
+def decode_chunks(
+    decode: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], tokens: Tensor, image_index: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """``decode(tokens, image_index)`` on ``chunk`` of N > 0 prompts at a time: logits (N, K, 4h, 4w), IoU (N, K)."""
+    parts = zip(tokens.split(chunk), image_index.split(chunk), strict=True)
+    masks, scores = zip(*(decode(part, index) for part, index in parts), strict=True)
+    return torch.cat(masks), torch.cat(scores)
+
+
+def weights_fingerprint(preprocessing: str, model: nn.Module) -> str:
+    """Hex SHA-256 over ``preprocessing`` and every named weight (bytes on the CPU)."""
+    digest = hashlib.sha256(preprocessing.encode())
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

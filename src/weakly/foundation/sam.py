@@ -1,30 +1,53 @@
-"""Every SAM 1 checkpoint behind :class:`~weakly.foundation.promptable.PromptableSegmenter`.
+"""SAM 1 behind :class:`~weakly.foundation.promptable.PromptableSegmenter`, and the one way to load any segmenter.
 
-One adapter serves the bundled model, Hugging Face checkpoints (hub id or local folder) and the original ``.pth``
-files: all of them become a ``transformers.SamModel``, whose arithmetic this adapter only batches differently, or, for
-automatic masks, orders differently (:mod:`~weakly.foundation.sam_decoding`).
+One adapter serves the bundled model, Hugging Face checkpoints (hub id or local folder), the original ``.pth`` files and
+MobileSAM: all of them become a ``transformers.SamModel``, whose arithmetic this adapter only batches differently, or,
+for automatic masks, orders differently (:mod:`~weakly.foundation.sam_decoding`). The other families have adapters and
+files of their own.
 """
 
 from __future__ import annotations
 
-import hashlib
-from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import SamModel
+from transformers import AutoConfig, Sam2Model, Sam3TrackerModel, SamHQModel, SamModel
 
 from weakly.errors import UserError
-from weakly.foundation.promptable import Pad, PromptableSegmenter, Wanted
-from weakly.foundation.sam_checkpoint import load_original, load_small
+from weakly.foundation.checkpoint_files import FASTSAM, read_state
+from weakly.foundation.efficient_sam import EfficientSamSegmenter, efficient_sam_from_state
+from weakly.foundation.mobile_sam import mobile_sam_from_state
+from weakly.foundation.promptable import Fit, Pad, PromptableSegmenter, Wanted, decode_chunks
+from weakly.foundation.sam2 import Sam2Segmenter, Sam3Segmenter
+from weakly.foundation.sam_checkpoint import load_small, sam_from_state
 from weakly.foundation.sam_decoding import decode_wanted
+from weakly.foundation.sam_family import SamFamilySegmenter
+from weakly.foundation.sam_hq import SamHqSegmenter
 
 BUNDLED = Path(__file__).parent / "bundled" / "sam"
 
+LIBRARY: dict[str, Any] = {
+    "sam": SamModel,
+    "sam_hq": SamHQModel,
+    "sam2": Sam2Model,
+    "sam2_video": Sam2Model,
+    "sam3_tracker": Sam3TrackerModel,
+    "sam3_video": Sam3TrackerModel,
+}
+"""The library's class for the ``model_type`` of a checkpoint; those of videos hold what answers prompts on an image."""
 
-class SamSegmenter(PromptableSegmenter):
+FOREIGN = {
+    "mask_decoder.hf_token.": "is SAM-HQ's own file; give its Hugging Face form, e.g. syscv-community/sam-hq-vit-base",
+    "image_encoder.trunk.": "is SAM 2's own file; give its Hugging Face form, e.g. facebook/sam2.1-hiera-tiny",
+    "model.0.": FASTSAM,
+}
+"""What files that begin a parameter's name so are, and the remedy."""
+
+
+class SamSegmenter(SamFamilySegmenter):
     """A frozen ``SamModel``.
 
     Args:
@@ -35,27 +58,10 @@ class SamSegmenter(PromptableSegmenter):
             (embedding, upscaled embedding and attention keys in fp32), so 64 prompts stay under 3 GiB.
     """
 
-    def __init__(self, model: SamModel, name: str, pad: Pad = "sam", chunk: int = 64) -> None:
-        super().__init__()
-        self.model = model.float()
-        self.name = name
-        self.pad = pad
-        self.chunk = chunk
-        prompt = model.config.prompt_encoder_config
-        grid = prompt.image_size // prompt.patch_size
-        self.side = int(prompt.image_size)
-        self.embedding_shape = (int(prompt.hidden_size), grid, grid)
-        self.token_width = int(prompt.hidden_size)
-        self.freeze()
+    family = "sam"
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hex SHA-256 over every named weight (fp32 bytes), the input side and the padding."""
-        digest = hashlib.sha256(f"sam|{self.side}|{self.pad}".encode())
-        for key, value in sorted(self.model.state_dict().items()):
-            digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+    def __init__(self, model: SamModel, name: str, pad: Fit = "sam", chunk: int = 64) -> None:
+        super().__init__(model, name, pad, chunk)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
@@ -63,38 +69,16 @@ class SamSegmenter(PromptableSegmenter):
         embedding: Tensor = self.model.vision_encoder(pixels.to(self.device)).last_hidden_state
         return embedding.float().contiguous()
 
-    @torch.no_grad()
-    def box_tokens(self, boxes: Tensor) -> Tensor:
-        """(N, 4) frame boxes to (N, 2, D): one token per corner, ``PE(corner) + L2`` and ``+ L3``."""
-        if len(boxes) == 0:
-            return torch.zeros(0, 2, self.token_width, device=self.device)
-        boxes = boxes.to(self.device, torch.float32)
-        sparse, _ = self.model.prompt_encoder(None, None, boxes[:, None], None)
-        return sparse[:, 0]
-
-    @torch.no_grad()
-    def point_tokens(self, points: Tensor, boxes: Tensor | None = None) -> Tensor:
-        """(N, 2) foreground points to (N, 2, D): ``PE(point) + L1`` and the padding token; (N, 3, D) with boxes."""
-        if len(points) == 0:
-            return torch.zeros(0, 2 if boxes is None else 3, self.token_width, device=self.device)
-        points = points.to(self.device, torch.float32)[:, None, None]
-        labels = torch.ones(points.shape[:3], device=self.device)
-        corners = None if boxes is None else boxes.to(self.device, torch.float32)[:, None]
-        sparse, _ = self.model.prompt_encoder(points, labels, corners, None)
-        return sparse[:, 0]
-
     def decode(
         self, embeddings: Tensor, tokens: Tensor, image_index: Tensor, *, multimask: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Mask logits (N, K, 4h, 4w) and predicted IoU (N, K) of a ragged batch of prompts, ``chunk`` at a time."""
-        count = 3 if multimask else 1
         if len(tokens) == 0:
-            _, height, width = self.embedding_shape
-            return tokens.new_zeros(0, count, 4 * height, 4 * width), tokens.new_zeros(0, count)
+            return self.no_masks(tokens, 3 if multimask else 1)
         position = self.model.get_image_wide_positional_embeddings()
         dense = self.model.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
-        masks, scores = [], []
-        for part, index in zip(tokens.split(self.chunk), image_index.split(self.chunk), strict=True):
+
+        def decode(part: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
             logits, iou = self.model.mask_decoder(
                 image_embeddings=embeddings[index],
                 image_positional_embeddings=position.expand(len(part), -1, -1, -1),
@@ -102,9 +86,9 @@ class SamSegmenter(PromptableSegmenter):
                 dense_prompt_embeddings=dense,
                 multimask_output=multimask,
             )
-            masks.append(logits[:, 0])
-            scores.append(iou[:, 0])
-        return torch.cat(masks), torch.cat(scores)
+            return logits[:, 0], iou[:, 0]
+
+        return decode_chunks(decode, tokens, image_index, self.chunk)
 
     @torch.no_grad()
     def decode_wanted(self, embedding: Tensor, tokens: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,39 +104,66 @@ class SamSegmenter(PromptableSegmenter):
         return decode_wanted(self.model.mask_decoder, image, position, tokens, wanted, self.chunk)
 
 
-def load_segmenter(name: str, *, pad: Pad = "sam", device: str = "cpu") -> SamSegmenter:
-    """A frozen SAM by name.
+def load_segmenter(name: str, *, pad: Pad = "sam", device: str = "cpu") -> PromptableSegmenter:
+    """A frozen segmenter by name: SAM, MobileSAM, EfficientSAM, SAM-HQ, SAM 2 or SAM 3's tracker.
 
     Args:
-        name: ``"bundled"``, a folder in Hugging Face or bundled form, an original ``.pth`` file, or a hub id such
-            as ``"facebook/sam-vit-base"`` (the only form that uses the network).
-        pad: how images are padded to the square.
+        name: ``"bundled"``, a folder in Hugging Face or bundled form, a ``.pth`` or ``.pt`` file as SAM's, MobileSAM's
+            or EfficientSAM's authors publish it, or a hub id such as ``"facebook/sam-vit-base"`` (the only form that
+            uses the network).
+        pad: how images are padded to the square; segmenters that stretch them know only ``"sam"``.
         device: torch device.
 
     Raises:
-        UserError: there is no such file or model, or it is no SAM.
+        UserError: there is no such file or model, it is no segmenter, or it has no such padding.
     """
-    return SamSegmenter(_load_model(name), name, pad).to(device)
-
-
-def _load_model(name: str) -> SamModel:
     path = BUNDLED if name == "bundled" else Path(name)
     if (path / "small_sam.json").is_file():
-        return load_small(path)
-    if path.suffix in {".pth", ".pt"}:
-        return load_original(path)
+        segmenter: PromptableSegmenter = SamSegmenter(load_small(path), name, pad)
+    elif path.suffix in {".pth", ".pt"}:
+        segmenter = _from_file(path, name, pad)
+    else:
+        segmenter = _from_library(path, name, pad)
+    if segmenter.pad == "stretch" and pad != "sam":
+        raise UserError(f"Segmenter {name!r} stretches images and has no padding {pad!r}; set settings.pad to sam.")
+    return segmenter.to(device)
+
+
+def _from_file(path: Path, name: str, pad: Pad) -> PromptableSegmenter:
+    """The family of a file shows in its parameters' names."""
+    state = read_state(path)
+    for mark, problem in FOREIGN.items():
+        if any(key.startswith(mark) for key in state):
+            raise UserError(f"{path} {problem}.")
+    if any(key.startswith("image_encoder.patch_embed.seq.") for key in state):
+        return SamSegmenter(mobile_sam_from_state(state, path), name, pad)
+    if "prompt_encoder.bbox_top_left_embeddings.weight" in state:
+        return EfficientSamSegmenter(*efficient_sam_from_state(state, path), name)
+    return SamSegmenter(sam_from_state(state, path), name, pad)
+
+
+def _from_library(path: Path, name: str, pad: Pad) -> PromptableSegmenter:
+    """The family of a Hugging Face checkpoint is its configuration's ``model_type``."""
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f"{path} has no config.json; give a folder saved with save_pretrained, or a .pth file.")
     if not path.is_dir() and (path.is_absolute() or name.startswith(".") or name == "bundled"):
         raise UserError(f"There is no segmenter at {path}; give a folder, a .pth file, a hub id or 'bundled'.")
+    source = str(path) if path.is_dir() else name
     try:
-        model, loading = SamModel.from_pretrained(
-            str(path) if path.is_dir() else name, weights_only=True, output_loading_info=True
-        )
+        kind = AutoConfig.from_pretrained(source).model_type
+        if kind not in LIBRARY:
+            raise UserError(
+                f"Segmenter {name!r} is a {kind!r}, no SAM; give one whose model_type is {', '.join(LIBRARY)}."
+            )
+        model, loading = LIBRARY[kind].from_pretrained(source, weights_only=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".:")
         raise UserError(f"Segmenter {name!r} could not be loaded ({reason}); check the name or the folder.") from error
     absent = sorted(loading["missing_keys"]) + sorted(key for key, *_ in loading["mismatched_keys"])
     if absent:  # the library would go on with random weights
-        raise UserError(f"Segmenter {name!r} is no SAM: its weights lack {absent[0]}; give a SAM 1 checkpoint.")
-    return model
+        raise UserError(f"Segmenter {name!r} is incomplete: its weights lack {absent[0]}; give a whole {kind!r}.")
+    if isinstance(model, SamModel):
+        return SamSegmenter(model, name, pad)
+    if isinstance(model, SamHQModel):
+        return SamHqSegmenter(model, name, pad)
+    return Sam2Segmenter(model, name) if isinstance(model, Sam2Model) else Sam3Segmenter(model, name)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import pickle
-import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,13 +13,14 @@ from torch import Tensor
 from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
 
 from weakly.errors import UserError
+from weakly.foundation.checkpoint_files import fill, rename
 from weakly.foundation.small_sam import SmallSamConfig, build_small_sam
 
 GAUSSIAN = "shared_image_embedding.positional_embedding"
 TIED_GAUSSIAN = "prompt_encoder.shared_embedding.positional_embedding"
 """The library's second copy of the Gaussian matrix; no checkpoint of ours or of SAM's authors holds it."""
 
-# (original, Hugging Face) beginnings of parameter names; # is a number. The first that fits counts, in both directions.
+# (original, Hugging Face), in both directions.
 RENAMES: tuple[tuple[str, str], ...] = (
     ("image_encoder.patch_embed.proj", "vision_encoder.patch_embed.projection"),
     ("image_encoder.blocks.#.norm", "vision_encoder.layers.#.layer_norm"),
@@ -53,21 +53,12 @@ RENAMES: tuple[tuple[str, str], ...] = (
 
 def to_hugging_face_name(key: str) -> str:
     """The Hugging Face name of an original SAM parameter."""
-    return _rename(key, RENAMES)
+    return rename(key, RENAMES)
 
 
 def to_original_name(key: str) -> str:
     """The original name of a Hugging Face SAM parameter."""
-    return _rename(key, tuple((new, old) for old, new in RENAMES))
-
-
-def _rename(key: str, pairs: tuple[tuple[str, str], ...]) -> str:
-    for old, new in pairs:
-        pattern = re.escape(old).replace(r"\#", r"(\d+)")
-        renamed, hits = re.subn(f"^{pattern}", new.replace("#", r"\1"), key)
-        if hits:
-            return renamed
-    return key
+    return rename(key, ((new, old) for old, new in RENAMES))
 
 
 def to_original(model: SamModel) -> dict[str, Tensor]:
@@ -75,28 +66,23 @@ def to_original(model: SamModel) -> dict[str, Tensor]:
     return {to_original_name(key): value for key, value in model.state_dict().items() if key != TIED_GAUSSIAN}
 
 
-def load_original(path: Path) -> SamModel:
-    """A ``SamModel`` from an original ``sam_vit_{b,l,h}_*.pth`` file; its sizes are read from the weights.
+def sam_from_state(state: Mapping[str, Tensor], path: Path) -> SamModel:
+    """A ``SamModel`` with the weights of an original ``sam_vit_{b,l,h}_*.pth``; its sizes are read from the weights.
 
     Raises:
-        UserError: no such file, not a tensor file (``weights_only``), or not a SAM.
+        UserError: the weights of ``path`` are not a SAM's.
     """
-    if not path.is_file():
-        raise UserError(f"There is no checkpoint {path}; check the path.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} is not a checkpoint of plain tensors; only such files are loaded.") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} is not a dictionary of tensors; give an original SAM checkpoint.")
-    renamed = {to_hugging_face_name(str(key)): value for key, value in state.items()}
+    renamed = {to_hugging_face_name(key): value for key, value in state.items()}
     try:
         config = config_of(renamed)
-    except (KeyError, IndexError) as error:
-        raise UserError(f"{path} is not a SAM ViT-B, ViT-L or ViT-H checkpoint; give one of those.") from error
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a SAM ViT-B, ViT-L or ViT-H checkpoint, nor MobileSAM's or EfficientSAM's; give one of"
+            " those, or the Hugging Face form of SAM-HQ, SAM 2 or SAM 3."
+        ) from error
     with torch.device("meta"):
         model = SamModel(config)
-    _fill(model, renamed, path)
+    fill_sam(model, renamed, path)
     return model
 
 
@@ -163,26 +149,11 @@ def load_small(folder: Path) -> SamModel:
     except SafetensorError as error:
         raise UserError(f"{weights} is damaged ({error}); restore the file.") from error
     model = build_small_sam(config)
-    _fill(model, state, weights)
+    fill_sam(model, state, weights)
     return model
 
 
-def _fill(model: SamModel, state: dict[str, Tensor], path: Path) -> None:
-    """Put the weights of ``path`` into ``model``; every parameter, and no other.
-
-    Raises:
-        UserError: a parameter is missing, unknown or of another shape.
-    """
-    if GAUSSIAN in state:
-        state = {**state, TIED_GAUSSIAN: state[GAUSSIAN]}
-    wanted = model.state_dict()
-    wrong = [f"lacks parameter {key}" for key in wanted if key not in state]
-    wrong += [f"has an unknown parameter {key}" for key in state if key not in wanted]
-    wrong += [
-        f"has parameter {key} in shape {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if wrong:
-        raise UserError(f"{path} {wrong[0]}; give an unmodified SAM 1 checkpoint.")
-    model.load_state_dict(state, assign=True)
+def fill_sam(model: SamModel, state: dict[str, Tensor], path: Path, kind: str = "SAM 1") -> None:
+    """:func:`~weakly.foundation.checkpoint_files.fill`, the Gaussian matrix in both its places."""
+    tied = {TIED_GAUSSIAN: state[GAUSSIAN]} if GAUSSIAN in state else {}
+    fill(model, {**state, **tied}, path, kind)

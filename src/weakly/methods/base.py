@@ -282,9 +282,9 @@ def find_method(name: str) -> Method:
 
 
 def _method_modules() -> dict[str, str]:
-    """{name: package} of all folders in ``methods`` and ``methods.baselines``; their underscores are hyphens in names."""
-    import weakly.methods as methods  # noqa: PLC0415 - the packages are what is searched
-    import weakly.methods.baselines as baselines  # noqa: PLC0415
+    """{name: package} of the folders of ``methods`` and its ``baselines``; underscores are hyphens in names."""
+    from weakly import methods  # noqa: PLC0415 - the packages are what is searched
+    from weakly.methods import baselines  # noqa: PLC0415
 
     return {
         info.name.replace("_", "-"): f"{package.__name__}.{info.name}"

@@ -22,7 +22,6 @@ MASK_PIXELS = 1 << 25
 """Mask pixels worked on at once: about 4 fp32 maps of as many pixels are alive, 512 MiB."""
 
 
-@torch.no_grad()
 def decode_prompts(
     segmenter: PromptableSegmenter, embeddings: Tensor, tokens: Tensor, image_index: Tensor, *, max_prompts: int = 64
 ) -> tuple[Tensor, Tensor]:
@@ -38,14 +37,76 @@ def decode_prompts(
         image_index: (N,) int64, the embedding of every prompt.
         max_prompts: prompts decoded at once.
     """
+    logits, iou = _decode(segmenter, embeddings, tokens, image_index, max_prompts, multimask=False)
+    return logits[:, 0], iou[:, 0]
+
+
+def decode_multimask(
+    segmenter: PromptableSegmenter, embeddings: Tensor, tokens: Tensor, image_index: Tensor, *, max_prompts: int = 64
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, 3, 4h, 4w) and predicted IoU (N, 3) of the three masks of every prompt; as :func:`decode_prompts`."""
+    return _decode(segmenter, embeddings, tokens, image_index, max_prompts, multimask=True)
+
+
+@torch.no_grad()
+def _decode(
+    segmenter: PromptableSegmenter,
+    embeddings: Tensor,
+    tokens: Tensor,
+    image_index: Tensor,
+    max_prompts: int,
+    *,
+    multimask: bool,
+) -> tuple[Tensor, Tensor]:
+    masks = 3 if multimask else 1
     if len(tokens) == 0:
         _, height, width = segmenter.embedding_shape
-        return tokens.new_zeros(0, 4 * height, 4 * width), tokens.new_zeros(0)
+        return tokens.new_zeros(0, masks, 4 * height, 4 * width), tokens.new_zeros(0, masks)
     parts = [
-        segmenter.decode(embeddings, part, index)
+        segmenter.decode(embeddings, part, index, multimask=multimask)
         for part, index in zip(torch.split(tokens, max_prompts), torch.split(image_index, max_prompts), strict=True)
     ]
-    return torch.cat([logits[:, 0] for logits, _ in parts]), torch.cat([iou[:, 0] for _, iou in parts])
+    return torch.cat([logits for logits, _ in parts]), torch.cat([iou for _, iou in parts])
+
+
+@torch.no_grad()
+def refined_prompts(
+    segmenter: PromptableSegmenter,
+    embeddings: Tensor,
+    tokens: Tensor,
+    logits: Tensor,
+    image_index: Tensor,
+    *,
+    max_prompts: int = 64,
+) -> tuple[Tensor, Tensor]:
+    """Tokens (N, 2, D) of the boxes around N masks, and the logits (N, 4h, 4w) that these boxes get in turn.
+
+    An empty mask keeps its prompt.
+
+    Args:
+        segmenter: frozen.
+        embeddings: (B, C, h, w).
+        tokens: (N, 2, D) that the masks were decoded from.
+        logits: (N, 4h, 4w) over the whole frame.
+        image_index: (N,) int64, the embedding of every prompt.
+        max_prompts: prompts decoded at once.
+    """
+    boxes, found = mask_extents(logits > 0)
+    pixel = segmenter.side / logits.shape[-1]
+    tokens = torch.where(found[:, None, None], segmenter.box_tokens(boxes * pixel), tokens)
+    return tokens, decode_prompts(segmenter, embeddings, tokens, image_index, max_prompts=max_prompts)[0]
+
+
+def mask_extents(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, h, w) bool to float32 boxes (N, 4) around set pixels, x1 and y1 exclusive, and (N,) whether any is set."""
+    sides = []
+    for axis in (1, 2):  # rows are projected to columns, then columns to rows
+        line = masks.any(axis)
+        length = line.shape[1]
+        place = torch.arange(length, device=masks.device)
+        sides.append((torch.where(line, place, length).amin(1), torch.where(line, place, -1).amax(1) + 1))
+    (x0, x1), (y0, y1) = sides
+    return torch.stack([x0, y0, x1, y1], 1).float(), masks.flatten(1).any(1)
 
 
 def fuse(

@@ -35,7 +35,12 @@ class StoredViews:
 
 
 def store_views(
-    encoder: PromptableSegmenter, dataset: Dataset, views: Mapping[str, ReadImage], workspace: Workspace
+    encoder: PromptableSegmenter,
+    dataset: Dataset,
+    views: Mapping[str, ReadImage],
+    workspace: Workspace,
+    *,
+    channels: int | None = None,
 ) -> StoredViews:
     """Encode what the stores of the views lack, and hold the features of the images that every view could read.
 
@@ -44,6 +49,7 @@ def store_views(
         dataset: its images.
         views: {variant of the store: how a file is read}, e.g. ``{"": read_image, "hflip": read_mirrored}``.
         workspace: where the stores are; its budget is shared by the views.
+        channels: the first channels of the features that are held; all if None.
 
     Raises:
         UserError: no image can be read, or the disk is full.
@@ -64,7 +70,10 @@ def store_views(
     if not kept:
         raise UserError(f"No image of {dataset.name} ({dataset.split}) can be read; run `weakly data check` on it.")
     budget = workspace.feature_budget // len(built)
-    features = [store.hold([report.keys[i] for i in kept], budget, workspace.device) for store, report in built]
+    features = [
+        store.hold([report.keys[i] for i in kept], budget, workspace.device, channels=channels)
+        for store, report in built
+    ]
     return StoredViews(tuple(kept), tuple(features), _skipped(dataset, [report for _, report in built]))
 
 

@@ -14,6 +14,8 @@ from weakly.errors import UserError
 
 Scored = Literal["student", "targets", "reference"]
 
+Split = Literal["train", "evaluated"]
+
 
 @dataclass(frozen=True, eq=False)
 class Measure:
@@ -24,25 +26,32 @@ class Measure:
         scored: ``student``: train, then score the student on the recipe's evaluated split. ``targets``: prepare the
             training split and score, on it, the reference that the method then has; no student is trained.
             ``reference``: the reference alone; nothing is prepared.
-        reference: method and row of that :class:`~weakly.methods.base.Score`; for a student None.
+        reference: method and row of that :class:`~weakly.methods.base.Score`, and its supervision where several share
+            the two; for a student None.
         after: changes that matter after training alone; cells that differ in nothing else train once.
         seeds: keys that get the number of the repetition, from the second one on; none: repetitions are equal.
         figure: of the record, as a fraction: ``"miou"``, ``"ap50"`` ..., ``"dataset41.miou"`` of a protocol, or
             ``"details.recall.unseen"`` of its details.
         setting: of the record, where a student is scored in several: ``"pred-all"``, ``"oracle-obj"``; None: its own.
+        baseline: one of :attr:`Tables.baselines`, from whose recipe ``changes`` depart; None: the paper's own method.
+        split: that a reference is scored on: the training split, or the one that students are scored on.
     """
 
     changes: Mapping[str, Any] = field(default_factory=dict)
     scored: Scored = "student"
-    reference: tuple[str, str] | None = None
+    reference: tuple[str, ...] | None = None
     after: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[str, ...] = ()
     figure: str = "miou"
     setting: str | None = None
+    baseline: str | None = None
+    split: Split = "train"
 
     def __post_init__(self) -> None:
         if (self.scored == "student") != (self.reference is None):
             raise ValueError(f"a measure of a {self.scored} with the reference {self.reference}")
+        if self.split == "evaluated" and self.scored != "reference":
+            raise ValueError("a reference alone has a choice of splits")
         if (self.after or self.setting) and self.scored != "student":
             raise ValueError("changes after training, and settings, need a student")
 
@@ -140,6 +149,39 @@ class Table:
                 yield (row.key if len(self.figures) == 1 else f"{row.key}:{figure}"), cell
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a small budget allows at most; a recipe that asks for less stays as it is.
+
+    Attributes:
+        train, val: images of each split.
+        epochs: passes over the training images.
+        warmup_steps: updates of the learning rate's warm-up; None: the recipe's.
+        kinds: object kinds of a world that is drawn with all of them; None: all of them.
+    """
+
+    train: int = 200
+    val: int = 100
+    epochs: int = 10
+    warmup_steps: int | None = None
+    kinds: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """The recipe of another method in a paper's tables: data, features, scoring and device of the paper's recipe.
+
+    Attributes:
+        method: its name.
+        keeps: dotted keys and sections that it has from the paper's recipe too, e.g. ``"optimisation.seed"``.
+        changes: {dotted recipe key: plain value} over the method's own defaults and what it keeps.
+    """
+
+    method: str
+    keeps: tuple[str, ...] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, eq=False)
 class Tables:
     """What a method can reproduce.
@@ -150,6 +192,9 @@ class Tables:
         tables: in the paper's order.
         small: changes of the settings that make a smaller budget, as :attr:`Measure.changes`.
         shared: folders of a run whose files are named for all they depend on: its cells share them.
+        limits: of a smaller budget.
+        baselines: {name: recipe} of the other methods that stand in the tables.
+        small_baselines: those that take their place within a smaller budget.
     """
 
     paper: str = ""
@@ -157,6 +202,16 @@ class Tables:
     tables: tuple[Table, ...] = ()
     small: Mapping[str, Any] = field(default_factory=dict)
     shared: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    baselines: Mapping[str, Baseline] = field(default_factory=dict)
+    small_baselines: Mapping[str, Baseline] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for table in self.tables:
+            for place, cell in table.places():
+                baseline = cell.measure.baseline if cell.measure else None
+                if baseline is not None and baseline not in self.baselines:
+                    raise ValueError(f"table {table.number}: {place} is of {baseline}, which has no recipe")
 
     def choose(self, numbers: tuple[str, ...] | None) -> tuple[Table, ...]:
         """The tables of these numbers, in the paper's order; None: all.

@@ -13,6 +13,7 @@ from weakly.engine.orderings import Judgement, Measured, Step
 from weakly.engine.reproduce import Reproduction, TableResult
 from weakly.evaluation.records import Record
 from weakly.files import write_atomic
+from weakly.methods.tables import Table
 from weakly.report.run_report import build_run_report
 
 NOTHING = "-"
@@ -46,7 +47,7 @@ class _View:
         figures: headings of the figures.
         rows: words and cells.
         published_on: data of the paper.
-        measured_on: ours: data, split, images and resolution; of the first figure.
+        measured_on: ours: data, split, images and resolution of the first figure, and the protocol where it has a name.
         notes: where ours departs.
     """
 
@@ -123,7 +124,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _facts(found: Reproduction) -> list[tuple[str, str]]:
-    runs = "1 run per figure" if found.repetitions == 1 else f"{found.repetitions} runs per figure"
+    runs = "1 run per figure" if found.repetitions == 1 else f"up to {found.repetitions} runs per figure"
     facts = [("Published figures", found.paper.source), ("Budget", f"{found.budget}, {runs}")]
     return [*facts, ("Figures", "per cent"), ("Command", found.command)]
 
@@ -137,7 +138,7 @@ def _view(result: TableResult) -> _View:
     cells = iter([_cell(cell.published, result.figures.get(place)) for place, cell in table.places()])
     rows = tuple((row.words, tuple(islice(cells, len(row.cells)))) for row in table.rows)
     records = [record for measured in result.figures.values() for record in measured.records.values()]
-    on = _measured_on(records[0]) if records else "nothing measured"
+    on = _measured_on(records[0]) + _protocol(table) if records else "nothing measured"
     return _View(table.number, table.title, table.head, table.figures, rows, table.data, on, table.notes)
 
 
@@ -153,6 +154,12 @@ def _cell(published: float | None, measured: Measured | None) -> _Cell:
 
 def _measured_on(record: Record) -> str:
     return f"{record.data} {record.split}, {record.images} images at {record.resolution}"
+
+
+def _protocol(table: Table) -> str:
+    figures = {cell.measure.figure for _, cell in table.places() if cell.measure is not None}
+    named = sorted({figure.partition(".")[0] for figure in figures if "." in figure} - {"details"})
+    return f", {' and '.join(named)}" if named else ""
 
 
 def _step(step: Step) -> str:

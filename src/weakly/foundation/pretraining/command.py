@@ -13,7 +13,8 @@ from weakly.foundation.pretraining.pictures import render_bank
 from weakly.foundation.pretraining.recipe import RECIPES
 from weakly.foundation.pretraining.release import release_sam
 from weakly.foundation.pretraining.sam import train_sam
-from weakly.foundation.sam import SamSegmenter, load_segmenter
+from weakly.foundation.promptable import PromptableSegmenter
+from weakly.foundation.sam import load_segmenter
 from weakly.foundation.sam_checkpoint import load_small
 from weakly.foundation.small_sam import SmallSamConfig
 
@@ -97,7 +98,7 @@ def make_sam(
 
 
 def measure(
-    segmenter: SamSegmenter, worlds: int, size: int, photographs: Dataset | None = None
+    segmenter: PromptableSegmenter, worlds: int, size: int, photographs: Dataset | None = None
 ) -> dict[str, PromptScores]:
     """Figures on parts of unseen worlds and, where given, on photographs."""
     scores = {"parts of unseen Menagerie worlds": measure_prompts(segmenter, world_parts(worlds, size=size))}

@@ -9,12 +9,11 @@ from typing import Any, ClassVar
 
 from weakly.data.dataset import Dataset
 from weakly.evaluation.scoring import SEMANTIC, Scoring
+from weakly.foundation.image_keys import image_keys
 from weakly.methods.base import Learner, Method, Panel, Score, Workspace
-from weakly.methods.fma.learner import FmaLearner
 from weakly.methods.fma.masks import MaskStore
 from weakly.methods.fma.networks import build_network
-from weakly.methods.fma.pipeline import STAGES, Pipeline, Stage, frozen_segmenter, image_keys
-from weakly.methods.fma.predictor import FmaPredictor, Refine
+from weakly.methods.fma.pipeline import STAGES, Pipeline, Stage, frozen_segmenter
 from weakly.methods.fma.presets import PRESETS
 from weakly.methods.fma.pretrained import from_pretrained, save_pretrained
 from weakly.methods.fma.refine import by_crf, by_masks
@@ -22,8 +21,10 @@ from weakly.methods.fma.seeds import seed_results, tags_of
 from weakly.methods.fma.settings import FmaSettings
 from weakly.methods.fma.stages import stage_panels
 from weakly.methods.fma.tables import paper_tables
-from weakly.methods.fma.targets import FmaData
 from weakly.methods.optimisation import Optimisation
+from weakly.methods.semantic_learner import SemanticLearner
+from weakly.methods.semantic_predictor import Refine, SemanticPredictor
+from weakly.methods.semantic_targets import SemanticData
 from weakly.methods.tables import Tables
 from weakly.segmentation import Segmentation
 from weakly.vocabulary import Vocabulary
@@ -39,7 +40,7 @@ class FmaMethod(Method):
     scoring: ClassVar[Scoring] = SEMANTIC
     stages: ClassVar[tuple[str, ...]] = STAGES
 
-    def prepare(self, settings: FmaSettings, dataset: Dataset, workspace: Workspace) -> FmaData:
+    def prepare(self, settings: FmaSettings, dataset: Dataset, workspace: Workspace) -> SemanticData:
         """Masks, views, both prompt sets and the seed maps of a dataset, from its tags alone.
 
         Prompts are trained on the first dataset that a run prepares, its training split, and used for the others.
@@ -51,9 +52,9 @@ class FmaMethod(Method):
         pipeline = Pipeline(settings, dataset.vocabulary, workspace)
         images = pipeline.usable(dataset)
         seeds = pipeline.network_seeds(images, dataset.split)
-        return FmaData(
+        return SemanticData(
             images=tuple(images.paths),
-            seeds=tuple(seeds),
+            label_maps=tuple(seeds),
             classes=len(dataset.vocabulary),
             augmentation=settings.augmentation,
             skipped=images.skipped,
@@ -61,18 +62,18 @@ class FmaMethod(Method):
 
     def learner(
         self, settings: FmaSettings, vocabulary: Vocabulary, optimisation: Optimisation, total_steps: int
-    ) -> FmaLearner:
+    ) -> SemanticLearner:
         """A fresh network."""
         network = build_network(settings.architecture, len(vocabulary))
-        return FmaLearner(network, settings, vocabulary, optimisation, total_steps)
+        return SemanticLearner(network, settings, vocabulary, optimisation, total_steps)
 
     def save(self, learner: Learner, folder: Path, card: dict[str, Any]) -> None:
         """Write the student folder."""
-        if not isinstance(learner, FmaLearner):
-            raise TypeError(f"{type(learner).__name__} is no FmaLearner")
+        if not isinstance(learner, SemanticLearner):
+            raise TypeError(f"{type(learner).__name__} is no SemanticLearner")
         save_pretrained(folder, learner.student, learner.settings, learner.vocabulary, card)
 
-    def load(self, folder: Path, workspace: Workspace) -> FmaPredictor:
+    def load(self, folder: Path, workspace: Workspace) -> SemanticPredictor:
         """The predictor of a student folder. The segmenter is loaded where masks refine the prediction, CLIP never.
 
         Raises:
@@ -80,7 +81,9 @@ class FmaMethod(Method):
         """
         network, settings, vocabulary = from_pretrained(folder)
         refine = refiner(settings, workspace)
-        return FmaPredictor(network, vocabulary, settings.inference, refine, workspace.device)
+        return SemanticPredictor(
+            network, vocabulary, settings.inference, method=self.name, refine=refine, device=workspace.device
+        )
 
     def final_row(self, settings: FmaSettings) -> dict[str, str]:
         """A network trained on the baseline's seeds is the baseline's."""

@@ -1,4 +1,4 @@
-"""DeepLabV3+ as a student (fma-wsss, section 6); symbols as in :mod:`weakly.methods.fma.semantic_network`."""
+"""DeepLabV3+ as a student (fma-wsss, section 6); symbols as in :mod:`weakly.methods.semantic_network`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from weakly.errors import UserError
-from weakly.methods.fma.semantic_network import SemanticNetwork, cross_entropy, resize
+from weakly.methods.semantic_network import SemanticNetwork, cross_entropy, resize
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,15 @@
-"""Mask2Former as a student (fma-wsss, section 6); symbols as in the neighbour ``semantic_network``, Q queries."""
+"""Mask2Former as a student (fma-wsss, section 6); symbols as in :mod:`weakly.methods.mask_classification`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from weakly.errors import UserError
-from weakly.methods.fma.augment import VOID
-from weakly.methods.fma.semantic_network import SemanticNetwork, resize
-from weakly.methods.optimisation import norm_parameters
+from weakly.methods.mask_classification import Answers, MaskClassifier
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class Mask2FormerSettings:
             )
 
 
-class Mask2Former(SemanticNetwork):
+class Mask2Former(MaskClassifier):
     """Mask2Former as a semantic segmenter: one target mask per category present, background among them.
 
     Args:
@@ -80,57 +76,26 @@ class Mask2Former(SemanticNetwork):
         settings: it was made of.
     """
 
+    kind: ClassVar[str] = "mask2former"
     backbone: ClassVar[str] = "net.model.pixel_level_module.encoder."
+    undecayed_parts: ClassVar[tuple[str, ...]] = (
+        *MaskClassifier.undecayed_parts,
+        "queries_features",
+        "level_embed",
+    )
 
     def __init__(self, net: Any, settings: Mask2FormerSettings) -> None:
-        super().__init__()
-        self.settings = settings
-        self.backbone_lr = settings.backbone_lr
-        self.net = net
+        super().__init__(net, settings)
         for name, parameter in net.named_parameters():  # Swin's last norm, which the library's backbone never uses
             if name.endswith(("swin.layernorm.weight", "swin.layernorm.bias")):
                 parameter.requires_grad_(False)
 
-    def scores(self, pixels: Tensor) -> Tensor:
-        """Log-probabilities: :func:`semantic_log_probabilities` of the masks at the resolution of the pixels."""
-        outputs = self.net(pixel_values=pixels)
-        masks = resize(outputs.masks_queries_logits.float(), pixels.shape[-2:])
-        return semantic_log_probabilities(masks, outputs.class_queries_logits.float())
-
-    def padded_loss(self, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """``classification``, ``mask`` and ``dice``, summed over the decoder's layers.
-
-        Ignored pixels belong to no mask. The loss itself is computed in float32.
-        """
-        outputs = self.net(pixel_values=pixels, output_auxiliary_logits=True)
-        with torch.autocast(pixels.device.type, enabled=False):
-            masks, classes = mask_targets(labels)
-            losses = self.net.get_loss_dict(
-                outputs.masks_queries_logits.float(),
-                outputs.class_queries_logits.float(),
-                masks,
-                classes,
-                [{key: value.float() for key, value in layer.items()} for layer in outputs.auxiliary_logits],
-            )
-        kinds = {"classification": "loss_cross_entropy", "mask": "loss_mask", "dice": "loss_dice"}
-        return {
-            part: torch.stack([loss for key, loss in losses.items() if key.startswith(name)]).sum()
-            for part, name in kinds.items()
-        }
-
-    def probabilities(self, outputs: Tensor, size: tuple[int, int]) -> Tensor:
-        """Probabilities at input resolution, resized: means of neighbours, so still probabilities."""
-        return resize(outputs.float().softmax(1), size)
-
-    def architecture(self) -> dict[str, Any]:
-        """Settings, and the library's own configuration, which has the sizes of a pretrained network too."""
-        return {"kind": "mask2former", "settings": asdict(self.settings), "config": self.net.config.to_dict()}
-
-    def undecayed(self) -> set[str]:
-        """Norms, position biases, and the embeddings of queries and levels."""
-        kept = ("relative_position_bias_table", "queries_embedder", "queries_features", "level_embed")
-        named = {name for name, _ in self.named_parameters() if any(part in name for part in kept)}
-        return named | norm_parameters(self)
+    def answers(self, pixels: Tensor, *, earlier: bool) -> list[Answers]:
+        """After the decoder's last layer; with ``earlier``, also before its first one and after every other."""
+        outputs = self.net(pixel_values=pixels, output_auxiliary_logits=earlier)
+        layers = outputs.auxiliary_logits if earlier else ()
+        before = [Answers(layer["masks_queries_logits"], layer["class_queries_logits"]) for layer in layers]
+        return [*before, Answers(outputs.masks_queries_logits, outputs.class_queries_logits)]
 
 
 def build_mask2former(settings: Mask2FormerSettings, classes: int) -> Mask2Former:
@@ -149,35 +114,6 @@ def rebuild_mask2former(settings: Mask2FormerSettings, config: Mapping[str, Any]
         ValueError: the configuration is of another number of categories.
     """
     return Mask2Former(_from_config(config, classes + 1), settings)
-
-
-def semantic_log_probabilities(masks: Tensor, classes: Tensor) -> Tensor:
-    """Sigmoid masks times class probabilities, summed over the queries and divided by their total over the classes.
-
-    "No object" is left out of the sums, so only the division makes them probabilities; the released code takes a
-    softmax of them instead, which flattens them (fma-wsss, section 6, defect b). The masks of a pixel are divided by
-    their largest first: that changes no quotient, and no pixel is without any mask.
-
-    Args:
-        masks: (B, Q, H, W) float32 logits.
-        classes: (B, Q, C + 2) float32 logits, the last of "no object".
-
-    Returns:
-        (B, C + 1, H, W) float32.
-    """
-    weights = functional.logsigmoid(masks)
-    weights = (weights - weights.amax(1, keepdim=True)).exp()
-    summed = torch.einsum("bqc,bqhw->bchw", classes.softmax(-1)[..., :-1], weights)
-    tiny = torch.finfo(summed.dtype).tiny
-    return (summed / summed.sum(1, keepdim=True).clamp_min(tiny)).clamp_min(tiny).log()
-
-
-def mask_targets(labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Per image the (n, H, W) float masks and (n,) int64 labels of the n categories present; ignored pixels: none."""
-    present = [image.unique() for image in labels]
-    present = [categories[categories != VOID] for categories in present]
-    masks = [(image == categories[:, None, None]).float() for image, categories in zip(labels, present, strict=True)]
-    return masks, present
 
 
 def _net(settings: Mask2FormerSettings, outputs: int) -> Any:

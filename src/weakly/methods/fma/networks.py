@@ -8,7 +8,7 @@ from typing import Any
 from weakly.errors import UserError
 from weakly.methods.fma.deeplab import DeepLab, DeepLabSettings
 from weakly.methods.fma.mask2former import Mask2FormerSettings, build_mask2former, rebuild_mask2former
-from weakly.methods.fma.semantic_network import SemanticNetwork
+from weakly.methods.semantic_network import SemanticNetwork
 
 
 def build_network(settings: DeepLabSettings | Mask2FormerSettings, classes: int) -> SemanticNetwork:

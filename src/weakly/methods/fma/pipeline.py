@@ -24,7 +24,7 @@ from weakly.data.dataset import Dataset
 from weakly.data.images import read_image
 from weakly.errors import UserError
 from weakly.foundation.clip import Clip, load_clip
-from weakly.foundation.image_keys import ImageKeys
+from weakly.foundation.image_keys import image_keys
 from weakly.foundation.mask_settings import AutomaticMaskSettings
 from weakly.foundation.promptable import PromptableSegmenter
 from weakly.foundation.sam import load_segmenter
@@ -336,19 +336,6 @@ def _load_clip_once(name: str) -> Clip:
 def _load_segmenter_once(name: str) -> PromptableSegmenter:
     with torch.random.fork_rng(devices=[]):
         return load_segmenter(name)
-
-
-def image_keys(root: Path, paths: Sequence[Path]) -> list[str | None]:
-    """Keys of the bytes of image files; None where a file cannot be opened."""
-    keys = ImageKeys(root / "image-keys.json")
-    found: list[str | None] = []
-    for path in paths:
-        try:
-            found.append(keys.key(path)[0])
-        except OSError:
-            found.append(None)
-    keys.save()
-    return found
 
 
 def _unreadable(paths: Sequence[Path]) -> dict[Path, str]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from weakly.methods.fma.predictor import PUBLISHED_SCALES
+PUBLISHED_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+"""At which FMA-WSSS tests DeepLabV3+, mirrored and not."""
+
 
 _DEEPLAB: dict[str, Any] = {
     "network": "deeplab",

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from weakly.methods.fma.networks import rebuild_network
-from weakly.methods.fma.semantic_network import SemanticNetwork
 from weakly.methods.fma.settings import FmaSettings
+from weakly.methods.semantic_network import SemanticNetwork
 from weakly.methods.student_folder import ModelCard, StudentKind, load_student, save_student
 from weakly.vocabulary import Vocabulary
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from weakly.methods.dense_crf import CrfSettings, dense_crf
 from weakly.methods.fma.masks import MaskStore
-from weakly.methods.fma.predictor import Refine
 from weakly.methods.fma.settings import RefineSettings, SuperpixelSettings
 from weakly.methods.fma.superpixels import quasi_superpixels, refine
+from weakly.methods.semantic_predictor import Refine
 
 
 def by_masks(masks: MaskStore, settings: RefineSettings, superpixels: SuperpixelSettings) -> Refine:

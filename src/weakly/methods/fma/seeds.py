@@ -29,12 +29,12 @@ from weakly.foundation.clip import Clip
 from weakly.labels import Sample
 from weakly.methods.dense_crf import confident_labels, dense_crf, wrapped_image
 from weakly.methods.fma.affinity import map_scores, spread
-from weakly.methods.fma.augment import VOID
 from weakly.methods.fma.cam import GradCam
 from weakly.methods.fma.masks import MaskStore
 from weakly.methods.fma.settings import FmaSettings, SeedSettings
 from weakly.methods.fma.superpixels import Superpixels, quasi_superpixels, seed_map, vote
-from weakly.methods.fma.targets import read_seed, write_seed
+from weakly.methods.image_views import VOID
+from weakly.methods.semantic_targets import read_label_map, write_label_map
 from weakly.segmentation import Segmentation
 from weakly.vocabulary import Vocabulary
 
@@ -167,7 +167,7 @@ class SeedMaker:
         tell(0, len(samples))
         for done, ((sample, tags, _), path) in enumerate(zip(samples, paths, strict=True), 1):
             if not path.is_file():
-                write_seed(path, self.labels(read_image(sample.path), tags, str(sample.path)), self._vocabulary)
+                write_label_map(path, self.labels(read_image(sample.path), tags, str(sample.path)), self._vocabulary)
             tell(done, len(samples))
         return paths
 
@@ -253,7 +253,7 @@ def seed_results(
         seed = np.full(sample.size, background, np.uint8)
         if key is not None:
             try:
-                seed = read_seed(maker.build(folder, [(sample, labels, key)])[0], background)
+                seed = read_label_map(maker.build(folder, [(sample, labels, key)])[0], background)
             except UserError as error:
                 log.warning("%s has no seed map: %s", sample.path, error)
         present = np.unique(seed)

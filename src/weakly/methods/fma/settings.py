@@ -10,13 +10,13 @@ from weakly.errors import UserError
 from weakly.foundation.mask_settings import AutomaticMaskSettings
 from weakly.methods.dense_crf import CrfSettings
 from weakly.methods.fma.affinity import SCORE_PARITY_EPS
-from weakly.methods.fma.augment import Augmentation
 from weakly.methods.fma.cam import SOFTMAX_PARITY_EPS
 from weakly.methods.fma.deeplab import DeepLabSettings
 from weakly.methods.fma.mask2former import Mask2FormerSettings
 from weakly.methods.fma.model import NamePosition
-from weakly.methods.fma.predictor import Inference
 from weakly.methods.fma.superpixels import OCCUPATION_RATIO, PUBLISHED_EPS, Against, Average, Uncovered
+from weakly.methods.image_views import Augmentation
+from weakly.methods.semantic_predictor import Inference
 
 Spread = Literal["score", "cam", "none"]
 Finish = Literal["sams", "voting", "crf", "argmax"]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from weakly.errors import UserError
-from weakly.methods.fma.augment import fit_size, resize_image, to_pixels
+from weakly.methods.image_views import fit_size, resize_image, to_pixels
 
 MIN_SIDE = 1.0
 """Boxes with a shorter side in pixels of the view are left out of it."""

@@ -16,8 +16,8 @@ from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d  # type: ignore[import-untyped]
 
 from weakly.errors import UserError
-from weakly.methods.fma.semantic_network import pad_to
 from weakly.methods.optimisation import norm_parameters
+from weakly.methods.semantic_network import pad_to
 from weakly.methods.weaksam.augment import Target
 from weakly.methods.weaksam.detectors import MAX_VALUES, Detections
 from weakly.methods.weaksam.query_detectors import (

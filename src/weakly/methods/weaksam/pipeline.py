@@ -24,15 +24,17 @@ from weakly.data.dataset import Dataset
 from weakly.data.images import read_image
 from weakly.errors import UserError
 from weakly.foundation.features import FeatureStore
+from weakly.foundation.image_keys import image_keys
 from weakly.foundation.promptable import PromptableSegmenter
 from weakly.labels import Sample
 from weakly.methods.base import Skipped, Workspace
-from weakly.methods.fma.pipeline import frozen_clip, frozen_segmenter, image_keys
+from weakly.methods.fma.pipeline import frozen_clip, frozen_segmenter
 from weakly.methods.fma.prompts import data_digest
 from weakly.methods.fma.seeds import tag_matrix, tags_of
 from weakly.methods.weaksam.clue_data import TaggedImages
 from weakly.methods.weaksam.clue_training import ClueFiles, load_weights, train_network, training_identity
 from weakly.methods.weaksam.clues import ClipEsExtractor, ClueExtractor, NetworkExtractor, build_network
+from weakly.methods.weaksam.crop_store import CropStore
 from weakly.methods.weaksam.detectors import Detections
 from weakly.methods.weaksam.point_store import PointStore
 from weakly.methods.weaksam.proposal_store import ProposalStore, SearchStore
@@ -43,7 +45,7 @@ from weakly.methods.weaksam.selective_search import selective_search
 from weakly.methods.weaksam.settings import WeakSamSettings
 from weakly.methods.weaksam.targets import PseudoInstances
 from weakly.methods.weaksam.wsod import WsodDetector, build_detector
-from weakly.methods.weaksam.wsod_data import WsodData
+from weakly.methods.weaksam.wsod_data import RoiViews, WsodData, open_pixels
 from weakly.methods.weaksam.wsod_inference import DetectionFiles, detect_images, detection_identity
 from weakly.methods.weaksam.wsod_training import WsodFiles, load_detector, train_detector
 from weakly.methods.weaksam.wsod_training import training_identity as wsod_identity
@@ -107,6 +109,13 @@ class Pipeline:
         """Its embeddings."""
         dtype = self.workspace.feature_dtype
         return FeatureStore.open(self.workspace.features, self.segmenter, dtype)  # type: ignore[arg-type]
+
+    @cached_property
+    def crops(self) -> CropStore:
+        """Embeddings of crops, for a detector that is shown them."""
+        setting = self.settings.wsod
+        clip = frozen_clip(setting.weights or "bundled", self.workspace.device)
+        return CropStore(self.workspace.features, clip, setting.crops)
 
     def usable(self, dataset: Dataset) -> Usable:
         """The images to work on; where the segmenter is asked, they are encoded here, once.
@@ -224,7 +233,10 @@ class Pipeline:
             return load_detector(files.detector).to(self.workspace.device)
         if images is None:
             raise UserError(f"{files.folder} holds no trained detector of this recipe; run `weakly fit` first.")
-        data = WsodData(list(images.keys), self._readers(images), images.matrix(classes), boxes)
+        if setting.sees_crops:
+            tell = self._progress(f"crops {images.split}")
+            self.crops.build(images.keys, self._readers(images), boxes, mirrored=training.flip > 0, progress=tell)
+        data = WsodData(list(images.keys), self.views(images, boxes), images.matrix(classes), boxes)
         for reason, rows in data.skipped.items():
             if rows:
                 self.workspace.note(f"Detector: {len(rows)} of {len(images.samples)} images left out, {reason}")
@@ -232,6 +244,13 @@ class Pipeline:
         train_detector(detector, data, training, files, self._progress("weakly supervised detector"))
         self.workspace.note(f"Weakly supervised detector: losses in {files.log}")
         return detector
+
+    def views(self, images: Usable, boxes: Sequence[NDArray[np.float32]]) -> Sequence[Callable[[], RoiViews]]:
+        """What opens every image for the detector, with its boxes: as pixels, or as crops."""
+        readers = self._readers(images)
+        if not self.settings.wsod.sees_crops:
+            return [partial(open_pixels, read, own) for read, own in zip(readers, boxes, strict=True)]
+        return self.crops.views(images.keys, readers, boxes, [sample.size for sample in images.samples])
 
     def detections(
         self, images: Usable, detector: WsodDetector, boxes: Sequence[NDArray[np.float32]]
@@ -243,7 +262,7 @@ class Pipeline:
         identity = detection_identity(detector, self.settings.wsod_inference, digest.hexdigest())
         return detect_images(
             detector,
-            self._readers(images),
+            self.views(images, boxes),
             boxes,
             self.settings.wsod_inference,
             DetectionFiles(self.workspace.run / "wsod", images.split, identity),

@@ -23,7 +23,7 @@ from weakly.foundation.features import FeatureStore
 from weakly.foundation.promptable import PromptableSegmenter
 from weakly.methods.base import ImageSource, Predictor, Skipped
 from weakly.methods.embedding import Embedder
-from weakly.methods.fma.augment import fit_size, resize_image, to_pixels
+from weakly.methods.image_views import fit_size, resize_image, to_pixels
 from weakly.methods.weaksam.detectors import Detections, Detector
 from weakly.methods.weaksam.pseudo_masks import decode_boxes
 from weakly.segmentation import Rle, Segmentation, box_masks, rle_areas, rle_boxes

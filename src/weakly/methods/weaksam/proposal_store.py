@@ -10,10 +10,7 @@ Files are whole or absent; a damaged one is made again. Memory: one image and wh
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,12 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weakly.files import write_json
 from weakly.foundation.promptable import PromptableSegmenter
 from weakly.methods.weaksam.proposal_settings import ProposalSettings
 from weakly.methods.weaksam.proposals import GRID, PointPrompts, Proposals, decode_proposals
 from weakly.methods.weaksam.selective_search import SelectiveSearchSettings
-from weakly.methods.weaksam.stored_arrays import stored_arrays
+from weakly.methods.weaksam.stored_arrays import open_store, stored_arrays
 
 VERSION = 1
 """Raise it when the procedure changes its proposals."""
@@ -65,7 +61,7 @@ class ProposalStore:
         self._segmenter, self._settings, self._embedding = segmenter, settings, embedding
         told = {key: value for key, value in asdict(settings).items() if key not in MEMORY_KNOBS}
         about = {"version": VERSION, "segmenter": segmenter.fingerprint, "settings": told}
-        self.folder, self.identity = _open(root, segmenter.name, about)
+        self.folder, self.identity = open_store(root / "proposals", segmenter.name, about)
 
     def of_image(self, key: str, size: tuple[int, int], points: PointPrompts) -> Proposals:
         """Proposals of an image with these points, stored or made now.
@@ -104,7 +100,7 @@ class SearchStore:
     ) -> None:
         self._settings, self._search = settings, search
         about = {"version": VERSION, "settings": asdict(settings)}
-        self.folder, self.identity = _open(root, "selective-search", about)
+        self.folder, self.identity = open_store(root / "proposals", "selective-search", about)
 
     def of_image(self, key: str, read: Callable[[], NDArray[np.uint8]]) -> Proposals:
         """Proposals of an image, stored or made now; ``read`` gives its (H, W, 3) uint8 RGB pixels."""
@@ -114,13 +110,3 @@ class SearchStore:
 
         boxes = stored_arrays(self.folder / f"{key}.safetensors", make)["boxes"]
         return Proposals(boxes, np.full(len(boxes), GRID, np.uint8))
-
-
-def _open(root: Path, name: str, about: Mapping[str, Any]) -> tuple[Path, str]:
-    """The folder of a store, with a description of what lies there, and the digest of that description."""
-    identity = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    readable = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()[:40] or "segmenter"
-    folder = root / "proposals" / f"{readable}-{identity[:12]}"
-    if not (folder / "settings.json").is_file():
-        write_json(folder / "settings.json", {"name": name, **about})
-    return folder, identity

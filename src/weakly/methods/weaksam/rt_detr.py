@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import box_convert  # type: ignore[import-untyped]
 
-from weakly.methods.fma.semantic_network import pad_to
+from weakly.methods.semantic_network import pad_to
 from weakly.methods.weaksam.augment import Target
 from weakly.methods.weaksam.detectors import Detections, scaled_boxes
 from weakly.methods.weaksam.query_detectors import (

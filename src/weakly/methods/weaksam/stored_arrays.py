@@ -1,7 +1,10 @@
-"""Arrays that are made once and kept in a file each."""
+"""Arrays that are made once and kept in a file each, and the folders of such files."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from weakly.files import write_atomic
+from weakly.files import write_atomic, write_json
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -30,3 +33,19 @@ def stored_arrays(path: Path, make: Callable[[], Arrays]) -> Arrays:
         write_atomic(path, save(made))
         return made
     return found
+
+
+def open_store(root: Path, name: str, about: Mapping[str, Any]) -> tuple[Path, str]:
+    """The folder of a store, with a description of what lies there, and the digest of that description.
+
+    Args:
+        root: folder of all stores of a kind.
+        name: of the model that makes what is stored.
+        about: all that decides what it makes of an image, as values that JSON can hold.
+    """
+    identity = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()[:40] or "model"
+    folder = root / f"{readable}-{identity[:12]}"
+    if not (folder / "settings.json").is_file():
+        write_json(folder / "settings.json", {"name": name, **about})
+    return folder, identity

@@ -287,7 +287,8 @@ def _head(settings: WeakSamSettings, head: str) -> Changes:
     """The recipe's own detector where it has that head, else the published one."""
     if settings.wsod.head == head:
         return {}
-    return {f"settings.wsod.{key}": value for key, value in _HEADS[head].items()}
+    changes = {f"settings.wsod.{key}": value for key, value in _HEADS[head].items()}
+    return {**changes, "settings.wsod.drop_block": None} if settings.wsod.sees_crops else changes  # no cells to hide
 
 
 def _proposal_row(key: str, words: str, source: str, changes: Mapping[str, Any]) -> Row:

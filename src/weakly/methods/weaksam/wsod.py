@@ -33,7 +33,7 @@ from weakly.methods.weaksam.mining import (
     to_inclusive,
 )
 from weakly.methods.weaksam.wsod_backbone import STRIDE, Body, build_stages, build_vgg16
-from weakly.methods.weaksam.wsod_clip import build_clip
+from weakly.methods.weaksam.wsod_clip import build_clip, build_crops
 from weakly.methods.weaksam.wsod_settings import BRANCHES, WsodSettings
 
 CELLS = 7
@@ -80,10 +80,12 @@ class RoiPredictions(NamedTuple):
 class WsodDetector(nn.Module):
     """Backbone, RoI pooling, two fully connected layers, two streams, three refinement branches.
 
+    On crops nothing is pooled: a RoI's features are the embedding of its own picture.
+
     Args:
         settings: sizes and losses.
         classes: C.
-        body: what looks at the pixels.
+        body: what looks at the pixels, or at the embeddings of crops.
     """
 
     _mean: Tensor
@@ -112,31 +114,42 @@ class WsodDetector(nn.Module):
         """Where the weights are."""
         return self._mean.device
 
-    def prepare(self, images: Sequence[Tensor]) -> Tensor:
-        """B (3, h, w) uint8 RGB views as (B, 3, H, W) float32: normalised, padded by 0 at the bottom and the right."""
-        height, width = (PAD * ceil(max(image.shape[side] for image in images) / PAD) for side in (1, 2))
-        batch = torch.zeros(len(images), 3, height, width, device=self.device)
-        for row, image in zip(batch, images, strict=True):
+    def prepare(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The inputs of B views as one tensor on the detector's device.
+
+        Args:
+            inputs: B (3, h, w) uint8 RGB, or (r, E) embeddings of crops.
+
+        Returns:
+            (B, 3, H, W) float32: normalised, padded by 0 at the bottom and the right; (R, E) of crops.
+        """
+        if self.settings.sees_crops:
+            return torch.cat(list(inputs)).to(self.device, non_blocking=True)
+        height, width = (PAD * ceil(max(image.shape[side] for image in inputs) / PAD) for side in (1, 2))
+        batch = torch.zeros(len(inputs), 3, height, width, device=self.device)
+        for row, image in zip(batch, inputs, strict=True):
             pixels = image[list(self._channels)].to(self.device, non_blocking=True)
             row[:, : image.shape[1], : image.shape[2]] = (pixels - self._mean) / self._deviation
         return batch
 
     def pooled(self, pixels: Tensor, boxes: Sequence[Tensor]) -> Tensor:
-        """(R, D, 7, 7) features of the RoIs.
+        """(R, D, 7, 7) features of the RoIs; (R, D) of crops.
 
         RoIPool takes the last cell inside a box, so it is told inclusive boxes.
 
         Args:
-            pixels: (B, 3, H, W) of :meth:`prepare`.
+            pixels: (B, 3, H, W), or (R, E), of :meth:`prepare`.
             boxes: B tensors (r, 4).
         """
-        features = self.body(pixels)
+        features: Tensor = self.body(pixels)
+        if self.settings.sees_crops:
+            return features
         if self.settings.pool == "pool":
             return roi_pool(features, [to_inclusive(each) for each in boxes], CELLS, 1 / STRIDE)
         return roi_align(features, list(boxes), CELLS, 1 / STRIDE, sampling_ratio=2, aligned=True)
 
     def heads(self, pooled: Tensor) -> HeadOutputs:
-        """What the heads say of (R, D, 7, 7) features."""
+        """What the heads say of (R, D, 7, 7) or (R, D) features."""
         hidden = self.neck(pooled.flatten(1))
         offsets = None
         if self.regress:
@@ -165,7 +178,7 @@ def build_detector(settings: WsodSettings, classes: int, seed: int = 0) -> WsodD
 
 def rebuild_detector(settings: WsodSettings, classes: int) -> WsodDetector:
     """The detector of ``settings`` for whoever has all its weights: fetches and reads nothing but a frozen CLIP."""
-    weights = settings.weights if settings.backbone == "clip" else None
+    weights = settings.weights if settings.backbone in ("clip", "crops") else None
     return WsodDetector(settings, classes, _build_body(settings, weights))
 
 
@@ -260,6 +273,8 @@ def _mine(scores: Tensor, boxes: Tensor, overlaps: Tensor, tags: Tensor, setting
 
 
 def _build_body(settings: WsodSettings, weights: str | None) -> Body:
+    if settings.sees_crops:
+        return build_crops(weights)
     if settings.backbone == "clip":
         return build_clip(weights)
     if settings.backbone == "vgg16":
@@ -269,8 +284,9 @@ def _build_body(settings: WsodSettings, weights: str | None) -> Body:
 
 def _build_neck(body: Body, settings: WsodSettings) -> nn.Sequential:
     """Two fully connected layers, with VGG16's weights where they came with the body and fit."""
+    cells = 1 if settings.sees_crops else CELLS**2
     neck = nn.Sequential(
-        nn.Linear(body.channels * CELLS**2, settings.width),
+        nn.Linear(body.channels * cells, settings.width),
         nn.ReLU(),
         nn.Dropout(settings.dropout),
         nn.Linear(settings.width, settings.width),

@@ -13,16 +13,68 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weakly.methods.fma.augment import fit_size, resize_image
+from weakly.methods.image_views import fit_size, resize_image
 from weakly.methods.sampling import epoch_order
 from weakly.methods.weaksam.wsod_settings import WsodTraining
+
+
+class RoiView(NamedTuple):
+    """An image as a detector is shown it.
+
+    Attributes:
+        inputs: (3, h, w) uint8 RGB, or (R, E) float32 embeddings of crops.
+        boxes: (R, 4) float32 in pixels of the view.
+        size: (h, w) of the view.
+    """
+
+    inputs: Tensor
+    boxes: Tensor
+    size: tuple[int, int]
+
+
+class RoiViews(Protocol):
+    """An opened image with its proposals, in whatever view is asked for."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the stored pixels."""
+
+    def view(self, short: int, long: int, *, mirrored: bool) -> RoiView:
+        """At a size of which the short side is ``short`` and the long one at most ``long``, maybe mirrored."""
+
+
+@dataclass(frozen=True, eq=False)
+class PixelViews:
+    """The views of an image as pixels.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        boxes: (R, 4) float32.
+    """
+
+    image: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.image.shape[0], self.image.shape[1]
+
+    def view(self, short: int, long: int, *, mirrored: bool) -> RoiView:
+        """See :func:`roi_view`."""
+        return roi_view(self.image, self.boxes, short, long, mirrored=mirrored)
+
+
+def open_pixels(read: Callable[[], NDArray[np.uint8]], boxes: NDArray[np.float32]) -> PixelViews:
+    """An image that ``read`` gives, with its (R, 4) boxes."""
+    return PixelViews(read(), boxes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +85,13 @@ class WsodData:
 
     Attributes:
         keys: n names that tell the images' contents apart.
-        readers: n functions that return (H, W, 3) uint8 RGB.
+        readers: n functions that open an image.
         tags: (n, C) bool.
         proposals: n arrays (R, 4) float32.
     """
 
     keys: Sequence[str]
-    readers: Sequence[Callable[[], NDArray[np.uint8]]]
+    readers: Sequence[Callable[[], RoiViews]]
     tags: NDArray[np.bool_]
     proposals: Sequence[NDArray[np.float32]]
 
@@ -80,12 +132,12 @@ class WsodBatch(NamedTuple):
     """Views of an update.
 
     Attributes:
-        images: B tensors (3, h, w) uint8 RGB.
+        inputs: B tensors, each of a view's pixels or crops; see :class:`RoiView`.
         boxes: B tensors (R, 4) float32 in pixels of the views.
         tags: (B, C) bool.
     """
 
-    images: list[Tensor]
+    inputs: list[Tensor]
     boxes: list[Tensor]
     tags: Tensor
 
@@ -98,16 +150,13 @@ def load_batch(data: WsodData, step: int, training: WsodTraining) -> WsodBatch:
     chosen = data.usable[order]
     rng = np.random.default_rng([training.seed, step])
     views = [
-        roi_view(
-            data.readers[index](),
-            data.proposals[index],
-            int(rng.choice(training.sizes)),
-            training.max_size,
-            mirrored=bool(rng.random() < training.flip),
+        data.readers[index]().view(
+            int(rng.choice(training.sizes)), training.max_size, mirrored=bool(rng.random() < training.flip)
         )
         for index in chosen
     ]
-    return WsodBatch([image for image, _ in views], [boxes for _, boxes in views], torch.from_numpy(data.tags[chosen]))
+    tags = torch.from_numpy(data.tags[chosen])
+    return WsodBatch([view.inputs for view in views], [view.boxes for view in views], tags)
 
 
 def read_batches(data: WsodData, training: WsodTraining, first: int) -> Iterator[WsodBatch]:
@@ -126,9 +175,7 @@ def read_batches(data: WsodData, training: WsodTraining, first: int) -> Iterator
                 batch.cancel()
 
 
-def roi_view(
-    image: NDArray[np.uint8], boxes: NDArray[np.float32], short: int, long: int, *, mirrored: bool
-) -> tuple[Tensor, Tensor]:
+def roi_view(image: NDArray[np.uint8], boxes: NDArray[np.float32], short: int, long: int, *, mirrored: bool) -> RoiView:
     """An image and its RoIs at another size, and maybe mirrored left to right.
 
     Args:
@@ -137,9 +184,6 @@ def roi_view(
         short: short side of the view, unless its long side would exceed ``long``.
         long: in pixels.
         mirrored: left to right.
-
-    Returns:
-        (3, h, w) uint8 and (R, 4) float32.
     """
     height, width = image.shape[:2]
     new_height, new_width = fit_size((height, width), short, long)
@@ -147,7 +191,9 @@ def roi_view(
     factor = np.array([new_width / width, new_height / height] * 2)
     scaled = torch.from_numpy((boxes * factor).astype(np.float32))
     pixels = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-    return (pixels.flip(2), mirror(scaled, new_width)) if mirrored else (pixels, scaled)
+    if mirrored:
+        pixels, scaled = pixels.flip(2), mirror(scaled, new_width)
+    return RoiView(pixels, scaled, (new_height, new_width))
 
 
 def mirror(boxes: Tensor, width: int) -> Tensor:

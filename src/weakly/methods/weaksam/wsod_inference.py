@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import batched_nms, clip_boxes_to_image  # type: ignore[import-untyped]
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image  # type: ignore[import-untyped]
 
 from weakly.errors import UserError
 from weakly.files import one_sentence_errors, write_json
 from weakly.methods.weaksam.detectors import Detections
 from weakly.methods.weaksam.wsod import RoiPredictions, WsodDetector, roi_predictions
-from weakly.methods.weaksam.wsod_data import mirror, roi_view
+from weakly.methods.weaksam.wsod_data import RoiViews, mirror
 from weakly.vocabulary import Vocabulary
 
 GRID = 64
@@ -45,6 +45,8 @@ class WsodInference:
         nms: a detection that overlaps a better one of its category with a larger IoU goes.
         detections: of an image at most, of all categories together.
         min_score: detections without a higher score are left out.
+        vote_iou: a RoI's score counts with those of all RoIs that overlap it by this IoU or more, see :func:`votes`;
+            None: alone.
     """
 
     sizes: tuple[int, ...] = (800, 480, 576, 688, 864, 1000, 1200)
@@ -53,6 +55,7 @@ class WsodInference:
     nms: float = 0.3
     detections: int = 100
     min_score: float = 0.0
+    vote_iou: float | None = None
 
     def __post_init__(self) -> None:
         if not self.sizes or not 1 <= min(self.sizes) <= max(self.sizes) <= self.max_size:
@@ -62,6 +65,10 @@ class WsodInference:
             )
         if not 0 < self.nms <= 1:
             raise UserError(f"wsod_inference.nms is {self.nms}; give a fraction above 0 and at most 1.")
+        if self.vote_iou is not None and not 0 < self.vote_iou <= 1:
+            raise UserError(
+                f"wsod_inference.vote_iou is {self.vote_iou}; give a fraction above 0 and at most 1, or null."
+            )
         if self.detections < 1:
             raise UserError(f"wsod_inference.detections is {self.detections}; give at least 1.")
 
@@ -103,7 +110,7 @@ def detection_identity(detector: WsodDetector, inference: WsodInference, data: s
 
 def detect_images(
     detector: WsodDetector,
-    readers: Sequence[Callable[[], NDArray[np.uint8]]],
+    readers: Sequence[Callable[[], RoiViews]],
     proposals: Sequence[NDArray[np.float32]],
     inference: WsodInference,
     files: DetectionFiles,
@@ -115,7 +122,7 @@ def detect_images(
 
     Args:
         detector: trained.
-        readers: n functions that return (H, W, 3) uint8 RGB.
+        readers: n functions that open an image with its proposals.
         proposals: n arrays (R, 4) in image pixels.
         inference: how images are looked at.
         files: where detections lie.
@@ -135,8 +142,7 @@ def detect_images(
         files.partial.parent.mkdir(parents=True, exist_ok=True)
         with files.partial.open("a") as rows:
             for index in range(len(found), len(readers)):
-                boxes = proposals[index]
-                found.append(detect(detector, readers[index](), boxes, inference) if len(boxes) else _nothing())
+                found.append(detect(detector, readers[index](), inference) if len(proposals[index]) else _nothing())
                 rows.write(json.dumps(_to_row(found[-1])) + "\n")
                 rows.flush()
                 tell(len(found), len(readers))
@@ -145,38 +151,53 @@ def detect_images(
     return found
 
 
-def detect(
-    detector: WsodDetector, image: NDArray[np.uint8], boxes: NDArray[np.float32], inference: WsodInference
-) -> Detections:
+def detect(detector: WsodDetector, image: RoiViews, inference: WsodInference) -> Detections:
     """Detections of one image, by descending score.
 
     Args:
         detector: trained; it is put into eval mode.
-        image: (H, W, 3) uint8 RGB.
-        boxes: (R, 4) proposals in image pixels, R > 0.
-        inference: how the image is looked at.
+        image: with R > 0 proposals.
+        inference: how it is looked at.
     """
-    return select(score_rois(detector, image, boxes, inference), (image.shape[0], image.shape[1]), inference)
+    return select(score_rois(detector, image, inference), image.size, inference)
 
 
 @torch.inference_mode()
-def score_rois(
-    detector: WsodDetector, image: NDArray[np.uint8], boxes: NDArray[np.float32], inference: WsodInference
-) -> RoiPredictions:
+def score_rois(detector: WsodDetector, image: RoiViews, inference: WsodInference) -> RoiPredictions:
     """Boxes in image pixels and scores of every RoI, each the mean over all views."""
     detector.eval()
-    height, width = image.shape[:2]
+    height, width = image.size
+    sizes = inference.sizes[:1] if detector.settings.sees_crops else inference.sizes  # crops know no size
     all_boxes: list[Tensor] = []
     all_scores: list[Tensor] = []
-    for size, mirrored in product(inference.sizes, (False, True) if inference.flip else (False,)):
-        pixels, rois = roi_view(image, boxes, size, inference.max_size, mirrored=mirrored)
-        view_height, view_width = pixels.shape[1:]
-        rois = rois.to(detector.device)
-        seen = roi_predictions(detector(detector.prepare([pixels]), [rois]), rois)
+    for size, mirrored in product(sizes, (False, True) if inference.flip else (False,)):
+        view = image.view(size, inference.max_size, mirrored=mirrored)
+        view_height, view_width = view.size
+        rois = view.boxes.to(detector.device)
+        outputs = detector(detector.prepare([view.inputs]), [rois])
+        seen = roi_predictions(outputs, rois)
         upright = mirror(seen.boxes, view_width) if mirrored else seen.boxes
         all_boxes.append(upright * upright.new_tensor([width / view_width, height / view_height] * 2))
         all_scores.append(seen.scores)
-    return RoiPredictions(_mean(all_boxes), _mean(all_scores))
+    scores = _mean(all_scores)
+    if inference.vote_iou is not None:
+        scores = votes(scores, box_iou(rois, rois), inference.vote_iou)  # of one view: all have the same overlaps
+    return RoiPredictions(_mean(all_boxes), scores)
+
+
+def votes(scores: Tensor, overlaps: Tensor, min_iou: float) -> Tensor:
+    """(R, C) scores of RoIs with those of the RoIs that overlap them: high where many agree, not where one stands out.
+
+    A classifier's best RoI is often the most telling part of an object; the RoIs around the whole of it outvote the few
+    around a part. Divided by the most voters that a RoI of the image has, so that probabilities stay probabilities.
+
+    Args:
+        scores: (R, C).
+        overlaps: (R, R) IoU of the RoIs.
+        min_iou: of a RoI and one that votes for it; every RoI votes for itself.
+    """
+    near = (overlaps >= min_iou).to(scores.dtype)
+    return near @ scores / near.sum(1).amax()
 
 
 def select(seen: RoiPredictions, size: tuple[int, int], inference: WsodInference) -> Detections:

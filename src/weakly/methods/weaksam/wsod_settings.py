@@ -9,6 +9,7 @@ from typing import Literal
 from weakly.errors import UserError
 from weakly.methods.weaksam.drop_block import DropBlockSettings
 from weakly.methods.weaksam.wsod_backbone import Norm
+from weakly.methods.weaksam.wsod_crops import CropSettings
 
 BRANCHES = 3
 """N, the refinement branches."""
@@ -22,11 +23,12 @@ class WsodSettings:
         head: ``mist``: streams with a background column, box regression, cross-entropy; ``oicr``: streams of the
             categories alone, no regression, a bounded logarithm.
         mining: ``spread`` (MIST), ``near_top`` (WSOD2's OICR, which WeakSAM uses) or ``top`` (OICR's own).
-        backbone: ``vgg16``, a ResNet of timm, or ``clip``: a frozen CLIP and a convolution.
+        backbone: ``vgg16``, a ResNet of timm, ``clip``: the patches of a frozen CLIP and a convolution, or ``crops``: a
+            frozen CLIP's embedding of the picture inside each box, where nothing is pooled.
         stages: of that ResNet, 2 to 4.
         norm: of that ResNet: ``group``, or ``frozen`` batch norms, which come with trained weights.
         weights: see :func:`~weakly.methods.weaksam.wsod_backbone.build_vgg16` and ``build_stages``; None: random;
-            of ``clip`` the CLIP's name, ``bundled`` by default.
+            of ``clip`` and ``crops`` the CLIP's name, ``bundled`` by default.
         frozen_groups: of VGG16's five groups of convolutions, how many do not train.
         colours: of the pixels: ``imagenet`` (RGB, deviation 1), ``caffe`` (BGR, 0..255) or ``clip``, as the weights
             want.
@@ -40,6 +42,7 @@ class WsodSettings:
         near_iou: ``near_top``: a candidate that overlaps a better one with a larger IoU goes.
         foreground_iou: of a RoI and its pseudo box.
         drop_block: hides parts of the RoIs in training; None: nothing is hidden.
+        crops: of ``crops``.
     """
 
     head: Literal["mist", "oicr"] = "mist"
@@ -60,6 +63,7 @@ class WsodSettings:
     near_iou: float = 0.5
     foreground_iou: float = 0.5
     drop_block: DropBlockSettings | None = field(default_factory=DropBlockSettings)
+    crops: CropSettings = field(default_factory=CropSettings)
 
     def __post_init__(self) -> None:
         for name in ("portion", "mine_iou", "near_ratio", "near_iou", "foreground_iou"):
@@ -75,10 +79,17 @@ class WsodSettings:
             raise UserError(
                 f"wsod.backbone is {self.backbone!r} but wsod.colours {self.colours!r}; set both to clip, or neither."
             )
+        if self.sees_crops and self.drop_block is not None:
+            raise UserError("wsod.drop_block hides cells of RoIs, which crops have not; set it to null.")
         if not 0 <= self.frozen_groups <= 5:
             raise UserError(f"wsod.frozen_groups is {self.frozen_groups}; give 0 to 5.")
         if len(self.branch_weights) != BRANCHES or min(self.branch_weights) < 0:
             raise UserError(f"wsod.branch_weights is {list(self.branch_weights)}; give three numbers of at least 0.")
+
+    @property
+    def sees_crops(self) -> bool:
+        """Whether the detector is shown embeddings of crops in place of pixels."""
+        return self.backbone == "crops"
 
     @property
     def offset(self) -> int:

@@ -36,6 +36,7 @@ from weakly.methods.stage_files import (
 from weakly.methods.weaksam.clue_data import step_seed
 from weakly.methods.weaksam.drop_block import DropBlockSettings, hide
 from weakly.methods.weaksam.wsod import WsodDetector, rebuild_detector, wsod_losses
+from weakly.methods.weaksam.wsod_crops import CropSettings
 from weakly.methods.weaksam.wsod_data import WsodBatch, WsodData, read_batches
 from weakly.methods.weaksam.wsod_settings import WsodSettings, WsodTraining
 
@@ -142,6 +143,7 @@ def load_detector(path: Path) -> WsodDetector:
         stated: dict[str, Any] = about["settings"]
         if stated["drop_block"] is not None:
             stated["drop_block"] = DropBlockSettings(**stated["drop_block"])
+        stated["crops"] = CropSettings(**stated["crops"])
         settings = WsodSettings(**{**stated, "branch_weights": tuple(stated["branch_weights"])})
         detector = rebuild_detector(settings, int(about["classes"]))
         detector.load_state_dict(tensors)
@@ -173,7 +175,7 @@ class _Run:
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-        pixels = detector.prepare(batch.images)
+        pixels = detector.prepare(batch.inputs)
         boxes = [each.to(detector.device, non_blocking=True) for each in batch.boxes]
         pooled = detector.pooled(pixels, boxes)
         if detector.drop_block is not None:

@@ -21,11 +21,13 @@ from weakly.methods.baselines.oracle import oracle_scores
 from weakly.methods.embedding import find_store
 from weakly.methods.optimisation import Optimisation
 from weakly.methods.stored_views import store_views
+from weakly.methods.tables import Tables
 from weakly.methods.wps.learner import WpsLearner, build_prompter
 from weakly.methods.wps.predictor import WpsPredictor
 from weakly.methods.wps.pretrained import from_pretrained, save_pretrained
 from weakly.methods.wps.settings import PRESETS, WpsSettings
-from weakly.methods.wps.targets import WpsData, teacher_targets
+from weakly.methods.wps.tables import paper_tables
+from weakly.methods.wps.targets import Teacher, WpsData, teacher_targets
 from weakly.vocabulary import Vocabulary
 
 
@@ -45,11 +47,13 @@ class WpsMethod(Method):
         """
         segmenter = frozen_segmenter(settings.segmenter, settings.pad, workspace.device)
         views: dict[str, ReadImage] = {"": read_image, **({"hflip": read_mirrored} if settings.flip else {})}
-        stored = store_views(segmenter, dataset, views, workspace)
+        channels = None if settings.lambda_mask else segmenter.student_channels  # masks need all that the decoder does
+        stored = store_views(segmenter, dataset, views, workspace, channels=channels)
         usable = dataset.select(stored.kept)
         plain, *mirror = stored.features
         flipped = (mirror[0], teacher_targets(segmenter, usable, settings, flip=True)) if mirror else None
-        return WpsData(plain, teacher_targets(segmenter, usable, settings), flipped, stored.skipped)
+        teacher = Teacher(segmenter, settings.supervision)
+        return WpsData(plain, teacher_targets(segmenter, usable, settings), flipped, teacher, stored.skipped)
 
     def learner(
         self, settings: WpsSettings, vocabulary: Vocabulary, optimisation: Optimisation, total_steps: int
@@ -57,7 +61,7 @@ class WpsMethod(Method):
         """A fresh prompter that fits the segmenter."""
         segmenter = frozen_segmenter(settings.segmenter, settings.pad)
         student = build_prompter(settings, len(vocabulary), segmenter)
-        return WpsLearner(student, settings, vocabulary, optimisation, total_steps, segmenter.fingerprint)
+        return WpsLearner(student, settings, vocabulary, optimisation, total_steps, segmenter)
 
     def save(self, learner: Learner, folder: Path, card: dict[str, Any]) -> None:
         """Write the student folder."""
@@ -86,6 +90,10 @@ class WpsMethod(Method):
             dataset,
             lambda segmenter: find_store(workspace.features, segmenter, workspace.feature_dtype),
         )
+
+    def tables(self, settings: WpsSettings) -> Tables:
+        """The paper's tables as changes of these settings."""
+        return paper_tables(settings)
 
 
 def frozen_segmenter(name: str, pad: Pad, device: str | None = None) -> PromptableSegmenter:

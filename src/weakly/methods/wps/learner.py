@@ -11,15 +11,17 @@ from weakly.foundation.promptable import PromptableSegmenter
 from weakly.methods.base import Learner
 from weakly.methods.optimisation import Optimisation, build_optimizer, build_schedule
 from weakly.methods.sampling import EpochLoader, EpochSampler
-from weakly.methods.wps.losses import Loss, match, prompt_loss
+from weakly.methods.wps.boxes import boxes_of_prompts
+from weakly.methods.wps.losses import Loss, Matches, mask_loss, match, prompt_loss
 from weakly.methods.wps.model import Prompter, Prompts, downsampled
 from weakly.methods.wps.settings import WpsSettings
 from weakly.methods.wps.targets import WpsBatch, WpsData
+from weakly.methods.wps.views import VIEWS, JitteredViews
 from weakly.vocabulary import Vocabulary
 
 
 class WpsLearner(Learner):
-    """Trains a prompter on stored embeddings and teacher tokens; the segmenter itself is not needed.
+    """Trains a prompter on stored embeddings and teacher tokens; of the segmenter a mask loss needs the decoder.
 
     Attributes:
         student: the prompter, the only sub-module.
@@ -35,7 +37,7 @@ class WpsLearner(Learner):
         vocabulary: Vocabulary,
         optimisation: Optimisation,
         total_steps: int,
-        segmenter_fingerprint: str = "",
+        segmenter: PromptableSegmenter,
     ) -> None:
         super().__init__()
         self.student = student
@@ -43,7 +45,8 @@ class WpsLearner(Learner):
         self.vocabulary = vocabulary
         self.optimisation = optimisation
         self.total_steps = total_steps
-        self.segmenter_fingerprint = segmenter_fingerprint
+        self.segmenter_fingerprint = segmenter.fingerprint
+        self._segmenter = (segmenter,)  # in a tuple: it is frozen, and no sub-module
 
     def loss(self, batch: WpsBatch) -> Loss:
         """Match the last layer's prompts to the teacher's and compare them."""
@@ -53,21 +56,45 @@ class WpsLearner(Learner):
         """What is minimised, and the loss of the last layer alone.
 
         With ``aux_weight`` every earlier decoder layer answers too and is matched for itself (DETR's auxiliary
-        losses; not in WPS-SAM): their mean is added with that weight.
+        losses; not in WPS-SAM): their mean is added with that weight. Masks are ours too.
         """
-        aux_weight = self.settings.aux_weight
+        settings = self.settings
         states = self.student.states(batch.embeddings)
-        last = self._compare(self.student.answer(states[-1]), batch)
-        if not aux_weight or len(states) == 1:
-            return last.total, last
-        earlier = len(states) - 1
-        repeated = batch.repeat(earlier)
-        aux = self._compare(self.student.answer(states[:-1].flatten(0, 1)), repeated)
-        return last.total + aux_weight * aux.total, last
+        prompts = self.student.answer(states[-1])
+        matches = self._match(prompts, batch)
+        last = self._loss(prompts, batch, matches)
+        total = last.total
+        if settings.aux_weight and len(states) > 1:
+            earlier = self.student.answer(states[:-1].flatten(0, 1))
+            total = total + settings.aux_weight * self._compare(earlier, batch.repeat(len(states) - 1)).total
+        if settings.lambda_mask:
+            segmenter = self._segmenter[0].to(prompts.tokens.device)
+            masks = mask_loss(segmenter, batch.embeddings, prompts.tokens, batch.tokens, matches, settings.mask_pairs)
+            total, last = total + settings.lambda_mask * masks, last._replace(masks=masks.detach())
+        return total, last
+
+    def _match(self, prompts: Prompts, batch: WpsBatch) -> Matches:
+        settings = self.settings
+        return match(
+            prompts,
+            batch.labels,
+            batch.tokens,
+            batch.counts,
+            alpha=settings.alpha,
+            beta=settings.beta,
+            boxes=self._boxes(batch),
+            gamma=settings.gamma,
+        )
+
+    def _boxes(self, batch: WpsBatch) -> Tensor | None:
+        """(B, M, 4) boxes that the student's own are compared with, if it has any."""
+        return boxes_of_prompts(batch.prompts, self._segmenter[0].side) if self.settings.lambda_box else None
 
     def _compare(self, prompts: Prompts, batch: WpsBatch) -> Loss:
+        return self._loss(prompts, batch, self._match(prompts, batch))
+
+    def _loss(self, prompts: Prompts, batch: WpsBatch, matches: Matches) -> Loss:
         settings = self.settings
-        matches = match(prompts, batch.labels, batch.tokens, batch.counts, alpha=settings.alpha, beta=settings.beta)
         return prompt_loss(
             prompts,
             batch.labels,
@@ -77,6 +104,8 @@ class WpsLearner(Learner):
             lambda_reg=settings.lambda_reg,
             eos_weight=settings.eos_weight,
             reg_norm=settings.reg_norm,
+            boxes=self._boxes(batch),
+            lambda_box=settings.lambda_box,
         )
 
     def training_step(self, batch: WpsBatch, batch_index: int) -> Tensor:  # noqa: ARG002 - Lightning's signature
@@ -95,6 +124,8 @@ class WpsLearner(Learner):
             f"{stage}/classification": loss.classification,
             f"{stage}/regression": loss.regression,
         }
+        further = {"boxes": loss.boxes, "masks": loss.masks}
+        values |= {f"{stage}/{name}": value for name, value in further.items() if value is not None}
         self.log_dict(
             values, batch_size=batch_size, on_step=stage == "train", on_epoch=stage == "val", sync_dist=stage == "val"
         )
@@ -106,35 +137,45 @@ class WpsLearner(Learner):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def loader(self, data: WpsData, *, batch_size: int, shuffle: bool, seed: int) -> EpochLoader:
-        """Batches of :class:`WpsBatch`; mirrored images come in only where images are shuffled, i.e. in training."""
+        """Batches of :class:`WpsBatch`; mirrored and moved views only where images are shuffled, i.e. in training."""
+        views: WpsData | JitteredViews = data
+        variants = data.variants
+        if shuffle and self.settings.jitter.moves:
+            views, variants = JitteredViews.of(data, self.settings.jitter, seed), VIEWS
         sampler = EpochSampler(
             len(data),
             seed=seed,
             shuffle=shuffle,
             sampler_seed=self.optimisation.sampler_seed,
-            variants=data.variants if shuffle else 1,
+            variants=variants if shuffle else 1,
         )
-        return EpochLoader(data, sampler, batch_size=batch_size)
+        return EpochLoader(views, sampler, batch_size=batch_size)
 
 
 def build_prompter(settings: WpsSettings, classes: int, segmenter: PromptableSegmenter) -> Prompter:
     """A prompter with random weights that fits a segmenter."""
-    channels, height, width = segmenter.embedding_shape
-    return Prompter(
-        embedding_channels=channels,
-        grid=(height, width),
-        token_width=segmenter.token_width,
-        classes=classes,
-        queries=settings.queries,
-        tokens=settings.tokens,
-        width=settings.width,
-        heads=settings.heads,
-        layers=settings.layers,
-        ffn=settings.ffn,
-        downsamples=settings.downsamples,
-        dropout=settings.dropout,
-        places=None if settings.position == "zeros" else cell_tokens(segmenter, settings.downsamples),
-    )
+    return Prompter(**prompter_sizes(settings, classes, segmenter))
+
+
+def prompter_sizes(settings: WpsSettings, classes: int, segmenter: PromptableSegmenter) -> dict[str, Any]:
+    """The arguments of a :class:`~weakly.methods.wps.model.Prompter` that fits a segmenter."""
+    _, height, width = segmenter.embedding_shape
+    return {
+        "embedding_channels": segmenter.student_channels,
+        "grid": (height, width),
+        "token_width": segmenter.token_width,
+        "classes": classes,
+        "queries": settings.queries,
+        "tokens": segmenter.token_counts[settings.supervision],
+        "width": settings.width,
+        "heads": settings.heads,
+        "layers": settings.layers,
+        "ffn": settings.ffn,
+        "downsamples": settings.downsamples,
+        "dropout": settings.dropout,
+        "boxes": settings.lambda_box > 0,
+        "places": None if settings.position == "zeros" else cell_tokens(segmenter, settings.downsamples),
+    }
 
 
 @torch.no_grad()

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from weakly.errors import WeaklyError
+from weakly.foundation.promptable import PromptableSegmenter
+from weakly.methods.wps.boxes import box_cost, box_loss
 from weakly.methods.wps.model import Prompts
 
 RegNorm = Literal["matched", "queries"]
@@ -39,11 +41,13 @@ class Matches(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """Scalars: the weighted total, and its two unweighted terms (detached)."""
+    """Scalars: the weighted total, and its unweighted terms (detached)."""
 
     total: Tensor
     classification: Tensor
     regression: Tensor
+    boxes: Tensor | None = None
+    masks: Tensor | None = None
 
 
 def matching_cost(prompts: Prompts, labels: Tensor, teacher: Tensor, *, alpha: float, beta: float) -> Tensor:
@@ -69,7 +73,15 @@ def matching_cost(prompts: Prompts, labels: Tensor, teacher: Tensor, *, alpha: f
 
 @torch.no_grad()
 def match(
-    prompts: Prompts, labels: Tensor, teacher: Tensor, counts: Sequence[int], *, alpha: float, beta: float
+    prompts: Prompts,
+    labels: Tensor,
+    teacher: Tensor,
+    counts: Sequence[int],
+    *,
+    alpha: float,
+    beta: float,
+    boxes: Tensor | None = None,
+    gamma: float = 0.0,
 ) -> Matches:
     """The assignment of least cost in every image (Hungarian algorithm); one transfer to the host per call.
 
@@ -82,6 +94,8 @@ def match(
         counts: number of instances of every image, on the host.
         alpha: see :func:`matching_cost`.
         beta: see :func:`matching_cost`.
+        boxes: (B, M, 4) to compare the student's with (:func:`~weakly.methods.wps.boxes.box_cost`); None: no boxes.
+        gamma: their weight.
 
     Raises:
         WeaklyError: a cost is not finite, i.e. the training has diverged.
@@ -91,7 +105,10 @@ def match(
         none = torch.zeros(0, dtype=torch.int64, device=device)
         return Matches(none, none, none, torch.zeros(len(counts), device=device))
     with torch.autocast(device.type, enabled=False):
-        costs = matching_cost(prompts, labels, teacher, alpha=alpha, beta=beta).cpu().numpy()
+        cost = matching_cost(prompts, labels, teacher, alpha=alpha, beta=beta)
+        if boxes is not None and prompts.boxes is not None:
+            cost = cost + gamma * box_cost(prompts.boxes.float(), boxes)
+        costs = cost.cpu().numpy()
     if not np.isfinite(costs).all():
         raise WeaklyError("The training diverged: the student's output is not finite; lower optimisation.lr.")
     pairs = [assign(cost[:, :count]) for cost, count in zip(costs, counts, strict=True)]
@@ -124,6 +141,8 @@ def prompt_loss(
     lambda_reg: float,
     eos_weight: float = 1.0,
     reg_norm: RegNorm = "matched",
+    boxes: Tensor | None = None,
+    lambda_box: float = 0.0,
 ) -> Loss:
     """``lambda_cls * CE + lambda_reg * smooth-L1`` (WPS-SAM, Eq. 4), every image weighing the same.
 
@@ -140,6 +159,8 @@ def prompt_loss(
         lambda_reg: weight of the regression.
         eos_weight: weight of class "no part" in the cross-entropy.
         reg_norm: see above.
+        boxes: (B, M, 4) that the student's are compared with, averaged like the regression; None: no boxes.
+        lambda_box: their weight.
     """
     with torch.autocast(prompts.logits.device.type, enabled=False):
         logits, tokens = prompts.logits.float(), prompts.tokens.float()
@@ -161,4 +182,39 @@ def prompt_loss(
         pairs = matches.per_image[matches.image] if reg_norm == "matched" else float(queries)
         regression = (error / pairs).sum() / images
         total = lambda_cls * classification + lambda_reg * regression
-    return Loss(total, classification.detach(), regression.detach())
+        if boxes is None or prompts.boxes is None:
+            return Loss(total, classification.detach(), regression.detach())
+        found = prompts.boxes.float()[matches.image, matches.query]
+        placed = (box_loss(found, boxes[matches.image, matches.instance]) / pairs).sum() / images
+    return Loss(total + lambda_box * placed, classification.detach(), regression.detach(), placed.detach())
+
+
+def mask_loss(
+    segmenter: PromptableSegmenter, embeddings: Tensor, tokens: Tensor, teacher: Tensor, matches: Matches, pairs: int
+) -> Tensor:
+    """Scalar: how far the masks of the student's prompts are from those of the teacher's, through the frozen decoder.
+
+    Cross-entropy per pixel plus Dice, against the probabilities that the same decoder answers to the weak label: no
+    mask but the segmenter's own is read. Ours; not in WPS-SAM. Memory: two decodings of ``pairs`` prompts.
+
+    Args:
+        segmenter: frozen; gradients flow through it to the student's tokens.
+        embeddings: (B, C, h, w).
+        tokens: (B, S, T, D) of the student.
+        teacher: (B, M, T, D).
+        matches: of :func:`match`.
+        pairs: at most so many are decoded, evenly spaced.
+    """
+    total = len(matches.image)
+    if total == 0:
+        return tokens.sum() * 0.0
+    chosen = torch.arange(min(pairs, total), device=tokens.device) * total // min(pairs, total)
+    image, query, instance = (each[chosen] for each in matches[:3])
+    with torch.autocast(tokens.device.type, enabled=False):
+        with torch.no_grad():
+            wanted = segmenter.decode(embeddings, teacher[image, instance].float(), image)[0].sigmoid()
+        logits = segmenter.decode(embeddings, tokens[image, query].float(), image)[0]
+        answer = logits.sigmoid()
+        entropy = functional.binary_cross_entropy_with_logits(logits, wanted)
+        overlap, sizes = (answer * wanted).sum((1, 2, 3)), (answer + wanted).sum((1, 2, 3))
+        return entropy + (1 - (2 * overlap + 1) / (sizes + 1)).mean()

@@ -20,17 +20,19 @@ class Prompts(NamedTuple):
     Attributes:
         logits: (B, S, C + 1); the last class is "no part".
         tokens: (B, S, T, D) student prompt tokens, to be decoded in place of the segmenter's own.
+        boxes: (B, S, 4) centre x, centre y, width, height in shares of the frame, of a prompter that answers boxes too.
     """
 
     logits: Tensor
     tokens: Tensor
+    boxes: Tensor | None = None
 
 
 class Prompter(nn.Module):
     """Image embedding to S class scores and S prompts: strided convolutions, a DETR transformer and two heads.
 
     Args:
-        embedding_channels: C_e of the segmenter.
+        embedding_channels: C_e, the segmenter's ``student_channels``; more channels of an embedding are not looked at.
         grid: (h, w) of the segmenter's embedding.
         token_width: D of the segmenter.
         classes: C, without background.
@@ -42,6 +44,7 @@ class Prompter(nn.Module):
         ffn: hidden units of the transformer's feed-forward blocks.
         downsamples: number of stride-2 convolutions; 2 turns 64x64 into 16x16.
         dropout: in the transformer; 0 in the paper.
+        boxes: also answer with boxes, by a head of three layers as in DETR.
         places: (K, D) tokens of the K downsampled cells' centres, row by row. Positions then start from them instead of
             zeros and are also added to the cells' content, so that attention can read a coordinate in the very basis
             of the targets. None, as in the paper: positions only steer the attention.
@@ -62,16 +65,18 @@ class Prompter(nn.Module):
         ffn: int = 1024,
         downsamples: int = 2,
         dropout: float = 0.0,
+        boxes: bool = False,
         places: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.placed = places is not None
+        self.embedding_channels = embedding_channels
         self.token_shape = (tokens, token_width)
         self.downsample = downsampling(embedding_channels, width, downsamples)
         height, width_cells = downsampled(grid, downsamples)
         position = torch.zeros(1, width, height, width_cells)
         if places is not None:
-            shared = min(width, token_width)
+            shared = min(width, places.shape[1])
             position[0, :shared] = places[:, :shared].T.reshape(shared, height, width_cells)
         self.position = nn.Parameter(position)
         self.queries = nn.Embedding(queries, width)
@@ -81,6 +86,7 @@ class Prompter(nn.Module):
         self.prompt_head = nn.Sequential(
             nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, tokens * token_width)
         )
+        self.box_head = _mlp(width, 4, layers=3) if boxes else None
         for module in (self.encoder, self.decoder):
             for parameter in module.parameters():
                 if parameter.ndim > 1:
@@ -92,7 +98,7 @@ class Prompter(nn.Module):
 
     def states(self, embeddings: Tensor) -> Tensor:
         """Embeddings (B, C_e, h, w) to the query states (L, B, S, d) after every decoder layer."""
-        source = self.downsample(embeddings).flatten(2).transpose(1, 2)
+        source = self.downsample(embeddings[:, : self.embedding_channels]).flatten(2).transpose(1, 2)
         position = self.position.flatten(2).transpose(1, 2)
         if self.placed:
             source = source + position
@@ -101,8 +107,15 @@ class Prompter(nn.Module):
         return every
 
     def answer(self, states: Tensor) -> Prompts:
-        """Query states (B, S, d) to class logits (B, S, C + 1) and tokens (B, S, T, D)."""
-        return Prompts(self.class_head(states), self.prompt_head(states).unflatten(-1, self.token_shape))
+        """Query states (B, S, d) to logits (B, S, C + 1), tokens (B, S, T, D) and, with a head for them, boxes."""
+        tokens = self.prompt_head(states).unflatten(-1, self.token_shape)
+        boxes = None if self.box_head is None else self.box_head(states).sigmoid()
+        return Prompts(self.class_head(states), tokens, boxes)
+
+
+def _mlp(width: int, outputs: int, layers: int) -> nn.Sequential:
+    hidden = [module for _ in range(layers - 1) for module in (nn.Linear(width, width), nn.ReLU())]
+    return nn.Sequential(*hidden, nn.Linear(width, outputs))
 
 
 def downsampling(channels: int, width: int, count: int) -> nn.Sequential:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.ops import box_convert  # type: ignore[import-untyped]
 
 from weakly.foundation.features import FeatureStore
 from weakly.foundation.promptable import Frame, PromptableSegmenter
 from weakly.methods.base import ImageSource, Predictor, Skipped
-from weakly.methods.decoding import decode_prompts, fuse
+from weakly.methods.decoding import decode_prompts, fuse, refined_prompts
 from weakly.methods.embedding import Embedder
-from weakly.methods.wps.model import Prompter, Prompts
+from weakly.methods.wps.model import Prompts
 from weakly.methods.wps.prompts import nearest_prompts
 from weakly.methods.wps.settings import WpsSettings
 from weakly.segmentation import Segmentation
@@ -41,16 +42,21 @@ class WpsPredictor(Predictor):
     """A prompter in front of a promptable segmenter.
 
     Args:
-        student: trained prompter.
+        student: trained prompter: embeddings (B, C, h, w) to :class:`~weakly.methods.wps.model.Prompts`.
         segmenter: the one it was trained on.
         vocabulary: C categories.
         settings: of the method.
         store: embeddings that need not be computed again.
+
+    Attributes:
+        method: what the provenance of its masks says.
     """
+
+    method: ClassVar[str] = "wps"
 
     def __init__(
         self,
-        student: Prompter,
+        student: nn.Module,
         segmenter: PromptableSegmenter,
         vocabulary: Vocabulary,
         settings: WpsSettings,
@@ -79,10 +85,11 @@ class WpsPredictor(Predictor):
         """Segmentations of B embedded images (B, C, h, w), at their original sizes."""
         prompts = self.student(embeddings.to(self.segmenter.device))
         kept = keep_queries(prompts.logits, self.settings.score_threshold)
-        tokens = prompts.tokens[kept.image, kept.query]
-        logits, _ = decode_prompts(
-            self.segmenter, embeddings, tokens, kept.image, max_prompts=self.settings.max_prompts
-        )
+        tokens = self._asked(prompts)[kept.image, kept.query]
+        most = self.settings.max_prompts
+        logits, _ = decode_prompts(self.segmenter, embeddings, tokens, kept.image, max_prompts=most)
+        for _ in range(self.settings.refine):
+            tokens, logits = refined_prompts(self.segmenter, embeddings, tokens, logits, kept.image, max_prompts=most)
         provenance = self._provenance(tokens, kept, frames)
         rows = np.arange(len(provenance))
         image, label, score = (x.cpu().numpy() for x in (kept.image, kept.label, kept.score))
@@ -102,6 +109,13 @@ class WpsPredictor(Predictor):
             )
         return results
 
+    def _asked(self, prompts: Prompts) -> Tensor:
+        """(B, S, T, D) tokens that the segmenter is asked with."""
+        if self.settings.answer == "tokens" or prompts.boxes is None:
+            return prompts.tokens
+        corners: Tensor = box_convert(prompts.boxes, "cxcywh", "xyxy") * self.segmenter.side
+        return self.segmenter.box_tokens(corners.flatten(0, 1)).unflatten(0, corners.shape[:2])
+
     def prompts(self, embeddings: Tensor) -> Prompts:
         """What the student asks: class logits (B, S, C + 1) and tokens (B, S, T, D)."""
         with torch.no_grad():
@@ -117,7 +131,7 @@ class WpsPredictor(Predictor):
         origins = []
         for image, query, prompt in zip(kept.image.tolist(), kept.query.tolist(), prompts, strict=True):
             place = frames[image].points_to_image(prompt.reshape(-1, 2)).reshape(-1)
-            origins.append({"method": "wps", "query": query, kind: [round(float(v), 1) for v in place]})
+            origins.append({"method": self.method, "query": query, kind: [round(float(v), 1) for v in place]})
         return origins
 
 

@@ -67,14 +67,22 @@ class Pretrained:
         Raises:
             UserError: ``segmenter`` is another one than the student was trained on.
         """
-        name, fingerprint = self.segmenter
-        if segmenter.fingerprint != fingerprint:
-            raise UserError(
-                f"This student was trained on segmenter {name!r} (fingerprint {fingerprint[:12]}), but"
-                f" {segmenter.name!r} here has fingerprint {segmenter.fingerprint[:12]}; use the same weights and"
-                " padding, or train again."
-            )
+        check_segmenter(segmenter, *self.segmenter)
         return self.folder.build(lambda _: build_prompter(self.settings, len(self.vocabulary), segmenter))
+
+
+def check_segmenter(segmenter: PromptableSegmenter, name: str, fingerprint: str) -> None:
+    """Refuse another segmenter than the one, of this name and fingerprint, that a student was trained on.
+
+    Raises:
+        UserError: its weights or its padding are others.
+    """
+    if segmenter.fingerprint != fingerprint:
+        raise UserError(
+            f"This student was trained on segmenter {name!r} (fingerprint {fingerprint[:12]}), but"
+            f" {segmenter.name!r} here has fingerprint {segmenter.fingerprint[:12]}; use the same weights and"
+            " padding, or train again."
+        )
 
 
 def save_pretrained(

@@ -25,7 +25,7 @@ from weakly.foundation.features import Features
 from weakly.foundation.promptable import PromptableSegmenter
 from weakly.labels import Boxes, Sample
 from weakly.methods.base import Skipped
-from weakly.methods.wps.settings import WpsSettings
+from weakly.methods.wps.settings import Supervision, WpsSettings
 from weakly.segmentation import Segmentation
 
 log = logging.getLogger(__name__)
@@ -41,18 +41,56 @@ class WpsBatch(NamedTuple):
         embeddings: (B, C, h, w) float32.
         labels: (B, M) int64; padding is 0.
         tokens: (B, M, T, D) float32 teacher tokens; padding is 0.
+        prompts: (B, M, 6) float32 frame box and point that the tokens stand for; 0 where the supervision has none.
         counts: number of instances of every image; stays on the host.
     """
 
     embeddings: Tensor
     labels: Tensor
     tokens: Tensor
+    prompts: Tensor
     counts: tuple[int, ...]
+
+    def to(self, device: torch.device) -> WpsBatch:
+        """The same batch on a device."""
+        embeddings, labels, tokens, prompts = (each.to(device) for each in self[:4])
+        return WpsBatch(embeddings, labels, tokens, prompts, self.counts)
 
     def repeat(self, times: int) -> WpsBatch:
         """The targets of the same images ``times`` over, for as many answers; embeddings stay single."""
         labels, tokens = self.labels.repeat(times, 1), self.tokens.repeat(times, 1, 1, 1)
-        return WpsBatch(self.embeddings, labels, tokens, self.counts * times)
+        return WpsBatch(self.embeddings, labels, tokens, self.prompts.repeat(times, 1, 1), self.counts * times)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Teacher:
+    """The frozen prompt encoder, asked as the supervision wants it.
+
+    Attributes:
+        segmenter: whose prompt encoder it is.
+        supervision: box, point or both.
+    """
+
+    segmenter: PromptableSegmenter
+    supervision: Supervision
+
+    @property
+    def side(self) -> int:
+        """Of the segmenter's frame, in pixels."""
+        return self.segmenter.side
+
+    @torch.no_grad()
+    def __call__(self, prompts: Tensor) -> Tensor:
+        """Frame boxes and points (K, 6) to (K, T, D) float32 tokens on the CPU; what is not asked for is ignored."""
+        if len(prompts) == 0:
+            return torch.zeros(0, self.segmenter.token_counts[self.supervision], self.segmenter.token_width)
+        return torch.cat([self._encode(chunk).float().cpu() for chunk in prompts.split(CHUNK)])
+
+    def _encode(self, prompts: Tensor) -> Tensor:
+        box, point = prompts.to(self.segmenter.device).split([4, 2], dim=1)
+        if self.supervision == "box":
+            return self.segmenter.box_tokens(box)
+        return self.segmenter.point_tokens(point, box if self.supervision == "point+box" else None)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -61,27 +99,35 @@ class Targets:
 
     Attributes:
         tokens: (K, T, D) float32, image after image.
+        prompts: (K, 6) float32 frame box and point; 0 where the supervision has none.
         labels: (K,) int64.
         counts: (n,) int64 instances per image.
     """
 
     tokens: Tensor
+    prompts: Tensor
     labels: Tensor
     counts: Tensor
 
     def __len__(self) -> int:
         return len(self.counts)
 
-    def gather(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Labels (B, M), tokens (B, M, T, D) and counts (B,) of (B,) image indices, zero-padded."""
+    def gather(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
+        """Labels (B, M), tokens (B, M, T, D), prompts (B, M, 6) and B counts of (B,) image indices, zero-padded."""
         counts = self.counts[images]
         starts = (self.counts.cumsum(0) - self.counts)[images]
         slot = torch.arange(int(counts.max()) if len(counts) else 0)
         present = slot < counts[:, None]
         rows = torch.where(present, starts[:, None] + slot, 0)
         if not len(self.labels):
-            return rows, self.tokens.new_zeros(*rows.shape, *self.tokens.shape[1:]), counts
-        return self.labels[rows] * present, self.tokens[rows] * present[..., None, None], counts
+            tokens, prompts = (each.new_zeros(*rows.shape, *each.shape[1:]) for each in (self.tokens, self.prompts))
+            return rows, tokens, prompts, tuple(counts.tolist())
+        return (
+            self.labels[rows] * present,
+            self.tokens[rows] * present[..., None, None],
+            self.prompts[rows] * present[..., None],
+            tuple(counts.tolist()),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,12 +140,14 @@ class WpsData(TorchDataset[WpsBatch]):
         embeddings: of the images.
         targets: of the images.
         flipped: embeddings and targets of the mirrored images, if there are any.
+        teacher: that made the targets; views need it for tokens of their own.
         skipped: images that could not be read and are not among the n.
     """
 
     embeddings: Features
     targets: Targets
     flipped: tuple[Features, Targets] | None = None
+    teacher: Teacher | None = None
     skipped: tuple[Skipped, ...] = ()
 
     def __len__(self) -> int:
@@ -129,6 +177,7 @@ class WpsData(TorchDataset[WpsBatch]):
             torch.cat([plain.embeddings, mirror.embeddings])[order],
             _stack(plain.labels, mirror.labels)[order],
             _stack(plain.tokens, mirror.tokens)[order],
+            _stack(plain.prompts, mirror.prompts)[order],
             tuple(counts.tolist()),
         )
 
@@ -164,28 +213,11 @@ def teacher_targets(
         points.append(frame.points_to_frame(xy))
     counts = torch.tensor([len(labels) for labels, _, _ in instances], dtype=torch.int64)
     labels = np.concatenate([labels for labels, _, _ in instances]) if instances else np.zeros(0, np.int64)
-    tokens = prompt_tokens(segmenter, settings, _rows(boxes, 4), _rows(points, 2))
-    return Targets(tokens, torch.from_numpy(labels), counts)
-
-
-@torch.no_grad()
-def prompt_tokens(segmenter: PromptableSegmenter, settings: WpsSettings, boxes: Tensor, points: Tensor) -> Tensor:
-    """Frame boxes (K, 4) and points (K, 2) to (K, T, D) tokens on the CPU, of the kind ``settings`` asks for.
-
-    The half that the supervision does not use is ignored.
-    """
-
-    def encode(start: int) -> Tensor:
-        box = boxes[start : start + CHUNK].to(segmenter.device)
-        point = points[start : start + CHUNK].to(segmenter.device)
-        if settings.supervision == "box":
-            return segmenter.box_tokens(box)
-        return segmenter.point_tokens(point, box if settings.supervision == "point+box" else None)
-
-    total = len(boxes) if settings.supervision == "box" else len(points)
-    if total == 0:
-        return torch.zeros(0, settings.tokens, segmenter.token_width)
-    return torch.cat([encode(start).float().cpu() for start in range(0, total, CHUNK)])
+    prompts = torch.cat([_rows(boxes, 4), _rows(points, 2)], dim=1)
+    if flip:
+        labels = dataset.vocabulary.mirrored()[labels]
+    tokens = Teacher(segmenter, settings.supervision)(prompts)
+    return Targets(tokens, prompts, torch.from_numpy(labels), counts)
 
 
 def instances_of(
@@ -274,8 +306,7 @@ def _rows(arrays: Sequence[NDArray[np.float64]], columns: int) -> Tensor:
 
 
 def _batch(embeddings: Features, targets: Targets, images: Tensor) -> WpsBatch:
-    labels, tokens, counts = targets.gather(images)
-    return WpsBatch(embeddings[images], labels, tokens, tuple(counts.tolist()))
+    return WpsBatch(embeddings[images], *targets.gather(images))
 
 
 def _stack(first: Tensor, second: Tensor) -> Tensor:

@@ -1,0 +1,96 @@
+"""WPS-SAM with the segmenter's image encoder fine-tuned (WPS-SAM, Table A); its decoder stays frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from weakly.data.dataset import Dataset
+from weakly.data.images import read_image
+from weakly.methods.base import Learner, Method, Score, Workspace
+from weakly.methods.baselines.fine_tuned.learner import FineTunedLearner
+from weakly.methods.baselines.fine_tuned.model import build_student, tuned_segmenter
+from weakly.methods.baselines.fine_tuned.predictor import FineTunedPredictor
+from weakly.methods.baselines.fine_tuned.pretrained import KIND, build_pretrained, save_pretrained
+from weakly.methods.baselines.fine_tuned.settings import PRESETS, FineTunedSettings
+from weakly.methods.baselines.fine_tuned.targets import Images, readable
+from weakly.methods.baselines.oracle import oracle_scores
+from weakly.methods.embedding import find_store
+from weakly.methods.optimisation import Optimisation
+from weakly.methods.student_folder import load_student
+from weakly.methods.wps import frozen_segmenter, read_mirrored
+from weakly.methods.wps.targets import Teacher, WpsData, teacher_targets
+from weakly.vocabulary import Vocabulary
+
+
+class FineTunedMethod(Method):
+    """The verbs of WPS-SAM with a fine-tuned encoder."""
+
+    name: ClassVar[str] = "fine-tuned"
+    Settings: ClassVar[type[Any]] = FineTunedSettings
+    supervisions: ClassVar[tuple[str, ...]] = ("box", "point", "point+box")
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+
+    def prepare(self, settings: FineTunedSettings, dataset: Dataset, workspace: Workspace) -> WpsData:
+        """Teacher tokens of the images that can be read; the others are left out and named. Nothing is encoded.
+
+        Raises:
+            UserError: the dataset lacks the labels, or no image can be read.
+        """
+        segmenter = frozen_segmenter(settings.segmenter, settings.pad, workspace.device)
+        kept, skipped = readable(dataset, workspace)
+        usable = dataset.select(kept)
+        images = partial(Images, [sample.path for sample in usable], preprocess=segmenter.preprocess)
+        flipped = None
+        if settings.flip:
+            flipped = (images(read=read_mirrored), teacher_targets(segmenter, usable, settings, flip=True))
+        targets = teacher_targets(segmenter, usable, settings)
+        return WpsData(images(read=read_image), targets, flipped, Teacher(segmenter, settings.supervision), skipped)
+
+    def learner(
+        self, settings: FineTunedSettings, vocabulary: Vocabulary, optimisation: Optimisation, total_steps: int
+    ) -> FineTunedLearner:
+        """A fresh prompter behind a copy of the segmenter's encoder.
+
+        Raises:
+            UserError: the segmenter is no SAM.
+        """
+        segmenter = frozen_segmenter(settings.segmenter, settings.pad)
+        student = build_student(settings, len(vocabulary), segmenter, checkpointing=settings.checkpointing)
+        return FineTunedLearner(student, settings, vocabulary, optimisation, total_steps, segmenter)
+
+    def save(self, learner: Learner, folder: Path, card: dict[str, Any]) -> None:
+        """Write the student folder: prompter and encoder."""
+        if not isinstance(learner, FineTunedLearner):
+            raise TypeError(f"{type(learner).__name__} is no FineTunedLearner")
+        save_pretrained(
+            folder, learner.student, learner.settings, learner.vocabulary, learner.segmenter_fingerprint, card
+        )
+
+    def load(self, folder: Path, workspace: Workspace) -> FineTunedPredictor:
+        """The predictor of a student folder: the tuned encoder, the prompter, and the frozen segmenter's decoder.
+
+        Stored features are the frozen encoder's and are not used.
+
+        Raises:
+            UserError: the folder is damaged, or the segmenter is not the one the student was trained on.
+        """
+        saved = load_student(folder, KIND)
+        settings = saved.settings
+        segmenter = frozen_segmenter(settings.segmenter, settings.pad, workspace.device)
+        student = build_pretrained(saved, segmenter)
+        tuned = tuned_segmenter(segmenter, student.image_encoder).to(workspace.device)
+        return FineTunedPredictor(student, tuned, saved.vocabulary, settings)
+
+    def references(self, settings: FineTunedSettings, dataset: Dataset, workspace: Workspace) -> list[Score]:
+        """True boxes and their centres as prompts on the frozen segmenter: the upper bounds of WPS-SAM."""
+        return oracle_scores(
+            partial(frozen_segmenter, settings.segmenter, settings.pad, workspace.device),
+            dataset,
+            lambda segmenter: find_store(workspace.features, segmenter, workspace.feature_dtype),
+        )
+
+
+METHOD = FineTunedMethod()

@@ -1,0 +1,107 @@
+"""What the cells of WPS-SAM's tables depart from: the other methods' recipes, and what a small budget lowers.
+
+A small budget trains some 25 students of 1,250 updates each, on a world of few kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from weakly.methods.tables import Baseline, Limits
+from weakly.methods.wps.settings import WpsSettings
+
+Changes = dict[str, Any]
+
+KINDS = ("sedan", "van", "truck", "beetle", "sailboat", "schooner", "airliner", "propplane", "winebottle", "flask")
+"""Of a small budget's world, as in the demo: 12 parts of four super-categories, of which 1,250 updates teach enough for
+rows to differ."""
+
+LIMITS = Limits(train=1000, val=200, epochs=10, warmup_steps=100, kinds=KINDS)
+
+SMALL_STUDENT: Mapping[str, int] = {"width": 128, "layers": 3, "ffn": 384}
+"""Most of each within a small budget."""
+
+ALIKE = ("settings.segmenter", "settings.pad", "optimisation.seed")
+"""What every baseline has from the recipe of WPS-SAM."""
+
+BOUNDS = ("point", "box", "point+box", "point:best-predicted", "box:best-predicted", "point:best-true", "box:best-true")
+"""What SAM makes of true prompts, as :mod:`weakly.methods.baselines.references` names it."""
+
+_SAM = Baseline("pseudo-mask", ALIKE, {"settings.references": [*BOUNDS, "everything"]})
+"""SAM alone: a method that scores all its bounds; nothing is trained."""
+
+INGREDIENTS: Mapping[str, str] = {
+    "position": "cells say where they are, in the segmenter's own encoding",
+    "aux_weight": "earlier decoder layers answer too, as in DETR",
+    "eos_weight": "queries without a part weigh less, as in DETR",
+    "lambda_box": "students answer boxes beside tokens",
+    "answer": "the segmenter is asked with these boxes",
+    "lambda_mask": "masks of student and teacher are compared",
+    "refine": "masks are asked for again, with their own boxes",
+    "jitter": "moved and zoomed views of the stored embeddings",
+    "flip": "mirrored images",
+}
+"""What a setting of ``preset: plus`` adds to the paper, by field; one without words stands under its name alone."""
+
+DEPENDENT: Mapping[str, tuple[str, ...]] = {"lambda_box": ("answer",)}
+"""Ingredients that cannot stay where another is left out."""
+
+
+def small_student(settings: WpsSettings) -> Changes:
+    """A student of the bundled recipe's size; the number of heads must divide its width."""
+    changes: Changes = {f"settings.{name}": min(getattr(settings, name), most) for name, most in SMALL_STUDENT.items()}
+    narrower = settings.width > SMALL_STUDENT["width"]
+    return {**changes, "settings.heads": min(settings.heads, 4)} if narrower else changes
+
+
+def baselines(settings: WpsSettings) -> dict[str, Baseline]:
+    """The other methods as they are published; beside the bundled segmenter at sizes that suit it."""
+    if settings.segmenter == "bundled":
+        return small_baselines(settings)
+    on_sam = {"settings.backbone": "segmenter", "settings.weights": None}
+    return {
+        "sam": _SAM,
+        "faster-rcnn": Baseline("det-sam", ALIKE, {"preset": "paper-faster-rcnn"}),
+        "faster-rcnn-sam": Baseline("det-sam", ALIKE, {"preset": "paper-faster-rcnn", **on_sam}),
+        "detr": Baseline("det-sam", ALIKE, {"preset": "paper-detr"}),
+        "detr-sam": Baseline("det-sam", ALIKE, {"preset": "paper-detr", **on_sam, **_as_we_see(settings)}),
+        "maskformer": Baseline("pseudo-mask", ALIKE, {"preset": "paper"}),
+        "fine-tuned": Baseline("fine-tuned", ("settings", "optimisation")),
+        "anchors": Baseline("anchor-prompter", (*ALIKE, "settings.position", "optimisation")),
+    }
+
+
+def small_baselines(settings: WpsSettings) -> dict[str, Baseline]:
+    """The other methods at sizes that two cores train in minutes: for images of 256 pixels, with our epochs."""
+    keeps = (*ALIKE, "optimisation")
+    rcnn = {"width": 64, "hidden": 256, "anchors_per_image": 128, "pre_nms": 200, "proposals": 100, "rois": 64}
+    on_image = {**rcnn, "anchors": [8, 16, 32, 64, 128], "roi_scale": 56}
+    on_sam = {**rcnn, "anchors": [24, 64, 128], "roi_scale": 112, "scales": [1, 0.5, 0.25]}
+    detr = {"queries": settings.queries, "width": 128, "heads": 4, "layers": 3, "ffn": 384, "dropout": 0.0}
+    anchors = {"width": 128, "hidden": 256, "pre_nms": 200, "proposals": 100, "rois": 32}
+    clipped: Changes = {"optimisation.grad_clip": 1.0}
+    resnet: Changes = {**clipped, "settings.backbone": "resnet18", "settings.side": 128}
+    sam: Changes = {**clipped, "settings.backbone": "segmenter"}
+    as_detr: Changes = {"settings.detector": "detr", **_in("settings.detr", detr)}
+    return {
+        "sam": _SAM,
+        "faster-rcnn": Baseline("det-sam", keeps, {**resnet, **_in("settings.faster_rcnn", on_image)}),
+        "faster-rcnn-sam": Baseline("det-sam", keeps, {**sam, **_in("settings.faster_rcnn", on_sam)}),
+        "detr": Baseline("det-sam", keeps, {**resnet, **as_detr}),
+        "detr-sam": Baseline("det-sam", keeps, {**sam, **as_detr, **_as_we_see(settings)}),
+        "maskformer": Baseline(
+            "pseudo-mask", (*ALIKE, "optimisation.epochs", "optimisation.batch_size"), {"preset": "small"}
+        ),
+        "fine-tuned": Baseline("fine-tuned", ("settings", "optimisation"), {"settings.checkpointing": False}),
+        "anchors": Baseline("anchor-prompter", (*keeps, "settings.position"), _in("settings", anchors)),
+    }
+
+
+def _as_we_see(settings: WpsSettings) -> Changes:
+    """DETR on the segmenter's embeddings sees them as our prompter does."""
+    return _in("settings.detr", {"downsamples": settings.downsamples, "position": settings.position})
+
+
+def _in(section: str, values: Mapping[str, Any]) -> Changes:
+    return {f"{section}.{name}": value for name, value in values.items()}
