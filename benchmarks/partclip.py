@@ -39,9 +39,8 @@ WANTED = 3.0
 TOLERANCE = {"masks": 1e-4, "losses": 1e-4, "gradients": 1e-3}
 """Largest difference of masks of a kind, of the losses, and of a tensor's gradient, relative to its largest value."""
 
-NO_GRADIENT = 1e-4
-"""A tensor whose gradient is that much smaller than the largest of all is compared with that share of the largest:
-single precision rounds the sums that gradients come from, and 1e-3 of a share of 1e-4 is its last digit."""
+NO_GRADIENT = 1e-6
+"""Where a tensor's gradient is that much smaller than the largest of all, it is zero but for rounding."""
 
 COUNTED = {
     "work": "bytes at the peak, less those held when all weights were loaded and read and the work began; in training "

@@ -27,8 +27,8 @@ def test_a_clipped_box_is_finite_inside_large_enough_and_stable(
         return
     x0, y0, x1, y1 = clipped
     assert all(math.isfinite(v) for v in box)
-    assert 0 <= x0 <= x1 - MIN_BOX_SIDE <= width - MIN_BOX_SIDE
-    assert 0 <= y0 <= y1 - MIN_BOX_SIDE <= height - MIN_BOX_SIDE
+    assert x0 >= 0 and x1 - x0 >= MIN_BOX_SIDE and x1 <= width
+    assert y0 >= 0 and y1 - y0 >= MIN_BOX_SIDE and y1 <= height
     assert clip_box(clipped, (height, width)) == clipped
 
 

@@ -24,7 +24,7 @@ from weakly.methods.baselines.det_sam.losses import Answers
 from weakly.methods.baselines.det_sam.model import Detector, FasterRcnn
 from weakly.methods.baselines.det_sam.settings import DetrSettings, DetSamSettings, RcnnSettings
 from weakly.methods.baselines.det_sam.targets import DetSamBatch
-from weakly.methods.detection.simple_pyramid import SimplePyramid
+from weakly.methods.simple_pyramid import SimplePyramid
 from weakly.methods.wps import frozen_segmenter
 
 

@@ -20,10 +20,10 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import paste_masks_in_image  # type: ignore[import-untyped]
 
 from weakly.errors import UserError
-from weakly.methods.detection.resnet import Norm, resnet_pyramid
-from weakly.methods.detection.two_stage import TwoStageSettings, box_branch, proposal_network, roi_align
 from weakly.methods.optimisation import norm_parameters
+from weakly.methods.resnet import Norm, resnet_pyramid
 from weakly.methods.semantic_network import pad_to
+from weakly.methods.two_stage import TwoStageSettings, box_branch, proposal_network, roi_align
 from weakly.methods.weaksam.augment import Target
 from weakly.methods.weaksam.roi_drop import DropRoIHeads, DropSettings
 from weakly.segmentation import Rle, encode_masks

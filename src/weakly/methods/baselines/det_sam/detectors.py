@@ -9,8 +9,8 @@ from weakly.foundation.promptable import PromptableSegmenter
 from weakly.methods.baselines.det_sam.detr import EmbeddingDetr, build_resnet_detr, rebuild_resnet_detr
 from weakly.methods.baselines.det_sam.model import Detector, FasterRcnn
 from weakly.methods.baselines.det_sam.settings import DetSamSettings
-from weakly.methods.detection.resnet import resnet_pyramid
-from weakly.methods.detection.simple_pyramid import SimplePyramid
+from weakly.methods.resnet import resnet_pyramid
+from weakly.methods.simple_pyramid import SimplePyramid
 from weakly.methods.wps.learner import cell_tokens
 from weakly.methods.wps.model import Prompter
 

@@ -19,7 +19,7 @@ from weakly.methods.baselines.det_sam.losses import Answers, set_loss
 from weakly.methods.baselines.det_sam.model import Detector, Found
 from weakly.methods.baselines.det_sam.settings import DetSamSettings
 from weakly.methods.baselines.det_sam.targets import DetSamBatch
-from weakly.methods.detection.resnet import group_norm
+from weakly.methods.resnet import group_norm
 from weakly.methods.wps.model import Prompter
 
 TRAINED_STAGES = ("layer2", "layer3", "layer4")

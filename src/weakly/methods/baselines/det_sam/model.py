@@ -18,7 +18,7 @@ from torchvision.models.detection.roi_heads import RoIHeads  # type: ignore[impo
 
 from weakly.methods.baselines.det_sam.settings import DetSamSettings
 from weakly.methods.baselines.det_sam.targets import DetSamBatch
-from weakly.methods.detection.two_stage import box_branch, proposal_network
+from weakly.methods.two_stage import box_branch, proposal_network
 
 
 class Found(NamedTuple):
@@ -65,7 +65,7 @@ class FasterRcnn(Detector):
     """Faster R-CNN on a feature pyramid.
 
     Args:
-        pyramid: (B, ...) inputs to maps by name; see :mod:`weakly.methods.detection.two_stage`.
+        pyramid: (B, ...) inputs to maps by name; see :mod:`weakly.methods.two_stage`.
         side: S.
         settings: of the method.
         classes: C.

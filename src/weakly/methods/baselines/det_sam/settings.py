@@ -9,8 +9,8 @@ from weakly.errors import UserError
 from weakly.foundation.promptable import Pad
 from weakly.methods.baselines.references import check_references
 from weakly.methods.decoding import Fusion
-from weakly.methods.detection.resnet import Norm
-from weakly.methods.detection.two_stage import TwoStageSettings
+from weakly.methods.resnet import Norm
+from weakly.methods.two_stage import TwoStageSettings
 
 DetectorName = Literal["faster-rcnn", "detr"]
 Backbone = Literal["resnet18", "resnet34", "resnet50", "segmenter"]

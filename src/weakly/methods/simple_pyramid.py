@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weakly.methods.detection.resnet import group_norm
-from weakly.methods.detection.two_stage import level_names
+from weakly.methods.resnet import group_norm
+from weakly.methods.two_stage import level_names
 
 
 class SimplePyramid(nn.Module):
