@@ -9,7 +9,8 @@ from transformers import DetrConfig
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 
 from weakly.errors import WeaklyError
-from weakly.methods.baselines.det_sam.losses import Answers, pairwise_giou, set_loss
+from weakly.methods.baselines.det_sam.losses import Answers, set_loss
+from weakly.methods.wps.boxes import pairwise_giou
 
 LAYERS, QUERIES, CLASSES = 3, 7, 4
 WEIGHTS = {"eos_weight": 0.1, "l1": 5.0, "giou": 2.0}

@@ -11,12 +11,13 @@ from weakly.foundation.promptable import PromptableSegmenter
 from weakly.methods.base import Learner
 from weakly.methods.optimisation import Optimisation, build_optimizer, build_schedule
 from weakly.methods.sampling import EpochLoader, EpochSampler
+from weakly.methods.view_learner import VIEWS
 from weakly.methods.wps.boxes import boxes_of_prompts
 from weakly.methods.wps.losses import Loss, Matches, mask_loss, match, prompt_loss
 from weakly.methods.wps.model import Prompter, Prompts, downsampled
 from weakly.methods.wps.settings import WpsSettings
 from weakly.methods.wps.targets import WpsBatch, WpsData
-from weakly.methods.wps.views import VIEWS, JitteredViews
+from weakly.methods.wps.views import JitteredViews
 from weakly.vocabulary import Vocabulary
 
 

@@ -17,9 +17,6 @@ from torch.utils.data import Dataset as TorchDataset
 from weakly.methods.wps.settings import Jitter
 from weakly.methods.wps.targets import Teacher, WpsBatch, WpsData
 
-VIEWS = 1 << 31
-"""Random views of every image; so many that no view is trained on twice in practice."""
-
 
 @dataclass(frozen=True, eq=False)
 class JitteredViews(TorchDataset[WpsBatch]):

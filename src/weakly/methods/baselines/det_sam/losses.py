@@ -16,6 +16,7 @@ from torch.nn import functional
 from torchvision.ops import box_convert, generalized_box_iou_loss  # type: ignore[import-untyped]
 
 from weakly.errors import WeaklyError
+from weakly.methods.wps.boxes import pairwise_giou
 from weakly.methods.wps.losses import assign
 
 
@@ -78,16 +79,6 @@ def set_loss(
     return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
 
-def pairwise_giou(first: Tensor, second: Tensor) -> Tensor:
-    """Generalised IoU (..., S, M) of every pair of boxes (..., S, 4) and (..., M, 4), corners ``x0, y0, x1, y1``."""
-    a, b = first[..., :, None, :], second[..., None, :, :]
-    shared = _area(torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:]))
-    hull = _area(torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:]))
-    union = _area(a[..., :2], a[..., 2:]) + _area(b[..., :2], b[..., 2:]) - shared
-    least = torch.finfo(first.dtype).tiny
-    return shared / union.clamp(min=least) - (hull - union) / hull.clamp(min=least)
-
-
 @torch.no_grad()
 def _match(
     logits: Tensor, found: Tensor, labels: Tensor, boxes: Tensor, counts: Sequence[int], *, l1: float, giou: float
@@ -119,7 +110,3 @@ def _match(
 def _corners(boxes: Tensor) -> Tensor:
     corners: Tensor = box_convert(boxes, "cxcywh", "xyxy")
     return corners
-
-
-def _area(low: Tensor, high: Tensor) -> Tensor:
-    return (high - low).clamp(min=0).prod(-1)
