@@ -15,7 +15,7 @@ from weakly.cli import DONE, main
 from weakly.engine.recipe import load_recipe
 from weakly.evaluation.records import read_records
 
-TINY_PROMPTERS = ("--anchor_prompter.settings.width", "32", "--anchor_prompter.settings.hidden", "16")
+TINY_PROMPTERS = ("--anchor_prompter.settings.regions.width", "32", "--anchor_prompter.settings.regions.hidden", "16")
 TINY_DETECTORS = (
     *("--det_sam.settings.side", "32", "--det_sam.settings.faster_rcnn.width", "32"),
     *("--det_sam.settings.faster_rcnn.proposals", "20", "--det_sam.settings.faster_rcnn.hidden", "16"),

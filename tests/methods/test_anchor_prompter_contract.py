@@ -11,8 +11,9 @@ from tiny_segmenter import rectangle_dataset, sources_of, tiny_sam_folder
 
 from weakly.data.dataset import Dataset
 from weakly.methods.base import ImageSource, Learner, Workspace
-from weakly.methods.baselines.anchor_prompter import METHOD, AnchorPrompterSettings
+from weakly.methods.baselines.anchor_prompter import METHOD
 from weakly.methods.wps import frozen_segmenter
+from weakly.methods.wps.settings import RegionSettings, WpsSettings
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +25,13 @@ class TestAnchorPrompter(MethodContract):
     method = METHOD
 
     @pytest.fixture(params=["box", "point+box"])
-    def settings(self, segmenter_folder: Path, request: pytest.FixtureRequest) -> AnchorPrompterSettings:
-        return AnchorPrompterSettings(
+    def settings(self, segmenter_folder: Path, request: pytest.FixtureRequest) -> WpsSettings:
+        return WpsSettings(
             segmenter=str(segmenter_folder),
             supervision=request.param,
-            width=16,
-            hidden=32,
-            pre_nms=40,
-            proposals=20,
-            rois=16,
-            detections=8,
+            prompter="regions",
+            lambda_box=1.0,
+            regions=RegionSettings(width=16, hidden=32, pre_nms=40, proposals=20, rois=16, detections=8),
             position="zeros" if request.param == "box" else "tokens",
             flip=request.param == "box",
         )
@@ -46,7 +44,7 @@ class TestAnchorPrompter(MethodContract):
     def sources(self, dataset: Dataset) -> list[ImageSource]:
         return sources_of(dataset)
 
-    def frozen(self, settings: AnchorPrompterSettings, workspace: Workspace) -> torch.nn.Module:
+    def frozen(self, settings: WpsSettings, workspace: Workspace) -> torch.nn.Module:
         return frozen_segmenter(settings.segmenter, settings.pad, workspace.device)
 
     def silence(self, learner: Learner) -> None:

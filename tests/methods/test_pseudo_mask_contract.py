@@ -14,9 +14,12 @@ from tiny_maskformer import RESNET, SWIN, tiny_settings
 from tiny_segmenter import rectangle_dataset, sources_of, tiny_sam_folder
 
 from weakly.data.dataset import Dataset, Record
+from weakly.engine.recipe import load_recipe
 from weakly.errors import UserError
 from weakly.methods.base import ImageSource, Learner, StageDone, Workspace, find_method
+from weakly.methods.baselines.everything import EverythingSettings
 from weakly.methods.baselines.pseudo_mask import METHOD, PseudoMaskSettings
+from weakly.methods.image_views import Augmentation
 from weakly.methods.optimisation import Optimisation
 from weakly.methods.wps import frozen_segmenter
 
@@ -77,6 +80,23 @@ def test_what_it_cannot_learn_from_is_refused(segmenter_folder: Path, tmp_path: 
         tiny_settings(segmenter_folder, supervision="point")
     with pytest.raises(UserError, match="names 'boxes'; give some of box, "):
         tiny_settings(segmenter_folder, references=("boxes",))
+
+
+def test_its_automatic_masks_are_as_the_settings_say(segmenter_folder: Path, tmp_path: Path) -> None:
+    dataset = rectangle_dataset(tmp_path, 3)
+    settings = tiny_settings(segmenter_folder, references=("everything",))
+    loose = replace(settings, automatic_masks=replace(settings.automatic_masks, iou_threshold=0.1))
+    scores = [METHOD.references(one, dataset, space(tmp_path))[0].identity() for one in (settings, loose)]
+    assert scores[0] != scores[1]
+
+
+def test_one_changed_key_leaves_the_rest_of_a_preset_as_it_is() -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "wps" / "baselines" / "pseudo-mask.yaml"
+    changes = [("settings.augmentation.crop", "256"), ("settings.automatic_masks.points_per_side", "8")]
+    paper = load_recipe(recipe, [("preset", "paper"), *changes]).settings
+    assert paper.augmentation == Augmentation(crop=256, short=1024, long=4096, cat_max_ratio=1.0)
+    assert paper.automatic_masks == EverythingSettings(points_per_side=8)
+    assert (paper.automatic_masks.iou_threshold, paper.automatic_masks.crop_layers) == (0.88, 0)
 
 
 def test_it_stops_after_the_label_maps(segmenter_folder: Path, tmp_path: Path) -> None:

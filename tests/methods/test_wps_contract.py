@@ -11,6 +11,7 @@ from contract import MethodContract
 from tiny_segmenter import rectangle_dataset, sources_of, tiny_sam_folder
 
 from weakly.data.dataset import Dataset
+from weakly.errors import UserError
 from weakly.methods.base import ImageSource, Learner, Workspace
 from weakly.methods.wps import METHOD, WpsSettings, frozen_segmenter
 
@@ -59,3 +60,12 @@ class TestWps(MethodContract):
     def rouse(self, learner: Learner) -> None:
         with torch.no_grad():
             learner.student.class_head.bias[-1] -= 1e2
+
+
+def test_its_upper_bounds_are_those_that_the_settings_name(segmenter_folder: Path, tmp_path: Path) -> None:
+    dataset = rectangle_dataset(tmp_path / "images", 3)
+    settings = WpsSettings(segmenter=str(segmenter_folder), references=("point", "box:best-true"))
+    scores = METHOD.references(settings, dataset, Workspace(tmp_path, tmp_path / "features"))
+    assert [(score.method, score.supervision) for score in scores] == [("oracle", "point"), ("oracle", "box")]
+    with pytest.raises(UserError, match="settings.references names 'boxes'"):
+        WpsSettings(references=("boxes",))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,15 +25,20 @@ from weakly.segmentation import Rle, Segmentation
 
 log = logging.getLogger(__name__)
 
-SAM_EVERYTHING = AutomaticMaskSettings(
-    crop_layers=0,
-    iou_threshold=0.88,
-    whole_iou_offset=0.0,
-    stability_threshold=0.95,
-    whole_nms_offset=0.0,
-    min_region=0,
-)
-"""SAM's own: 32 x 32 points, predicted IoU of 0.88, stability of 0.95, no crops, no clean-up."""
+
+@dataclass(frozen=True)
+class EverythingSettings(AutomaticMaskSettings):
+    """How the masks are made; the defaults are SAM's own: 32 x 32 points on the whole image, no clean-up."""
+
+    crop_layers: int = 0
+    iou_threshold: float = 0.88
+    whole_iou_offset: float = 0.0
+    stability_threshold: float = 0.95
+    whole_nms_offset: float = 0.0
+    min_region: int = 0
+
+
+SAM_EVERYTHING = EverythingSettings()
 
 MIN_IOU = 0.5
 """IoU with a true mask that names a mask; masks that reach it with none are left out."""

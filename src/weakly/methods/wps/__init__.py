@@ -17,14 +17,15 @@ from weakly.foundation.feature_build import ReadImage
 from weakly.foundation.promptable import Pad, PromptableSegmenter
 from weakly.foundation.sam import load_segmenter
 from weakly.methods.base import Learner, Method, Score, Workspace
-from weakly.methods.baselines.oracle import oracle_scores
+from weakly.methods.baselines.references import reference_scores
 from weakly.methods.embedding import find_store
 from weakly.methods.optimisation import Optimisation
 from weakly.methods.stored_views import store_views
 from weakly.methods.tables import Tables
-from weakly.methods.wps.learner import WpsLearner, build_prompter
+from weakly.methods.wps.learner import PromptLearner, WpsLearner
 from weakly.methods.wps.predictor import WpsPredictor
-from weakly.methods.wps.pretrained import from_pretrained, save_pretrained
+from weakly.methods.wps.pretrained import build_student, from_pretrained, save_pretrained
+from weakly.methods.wps.region_learner import RegionLearner
 from weakly.methods.wps.settings import PRESETS, WpsSettings
 from weakly.methods.wps.tables import paper_tables
 from weakly.methods.wps.targets import Teacher, WpsData, teacher_targets
@@ -57,16 +58,17 @@ class WpsMethod(Method):
 
     def learner(
         self, settings: WpsSettings, vocabulary: Vocabulary, optimisation: Optimisation, total_steps: int
-    ) -> WpsLearner:
+    ) -> PromptLearner:
         """A fresh prompter that fits the segmenter."""
         segmenter = frozen_segmenter(settings.segmenter, settings.pad)
-        student = build_prompter(settings, len(vocabulary), segmenter)
-        return WpsLearner(student, settings, vocabulary, optimisation, total_steps, segmenter)
+        student = build_student(settings, len(vocabulary), segmenter)
+        kind = RegionLearner if settings.prompter == "regions" else WpsLearner
+        return kind(student, settings, vocabulary, optimisation, total_steps, segmenter)
 
     def save(self, learner: Learner, folder: Path, card: dict[str, Any]) -> None:
         """Write the student folder."""
-        if not isinstance(learner, WpsLearner):
-            raise TypeError(f"{type(learner).__name__} is no WpsLearner")
+        if not isinstance(learner, PromptLearner):
+            raise TypeError(f"{type(learner).__name__} is no PromptLearner")
         save_pretrained(
             folder, learner.student, learner.settings, learner.vocabulary, learner.segmenter_fingerprint, card
         )
@@ -81,11 +83,14 @@ class WpsMethod(Method):
         settings = pretrained.settings
         segmenter = frozen_segmenter(settings.segmenter, settings.pad, workspace.device)
         store = find_store(workspace.features, segmenter, workspace.feature_dtype)
-        return WpsPredictor(pretrained.prompter(segmenter), segmenter, pretrained.vocabulary, settings, store)
+        return WpsPredictor(
+            pretrained.prompter(segmenter), segmenter, pretrained.vocabulary, settings, store, self.name
+        )
 
     def references(self, settings: WpsSettings, dataset: Dataset, workspace: Workspace) -> list[Score]:
-        """True boxes and their centres as prompts on the same segmenter: the upper bounds of the method."""
-        return oracle_scores(
+        """What ``settings.references`` names: the upper bounds of the method, on the same segmenter."""
+        return reference_scores(
+            settings.references,
             partial(frozen_segmenter, settings.segmenter, settings.pad, workspace.device),
             dataset,
             lambda segmenter: find_store(workspace.features, segmenter, workspace.feature_dtype),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weakly.foundation.promptable import PromptableSegmenter
 from weakly.methods.base import Learner
@@ -21,8 +22,8 @@ from weakly.methods.wps.views import JitteredViews
 from weakly.vocabulary import Vocabulary
 
 
-class WpsLearner(Learner):
-    """Trains a prompter on stored embeddings and teacher tokens; of the segmenter a mask loss needs the decoder.
+class PromptLearner(Learner):
+    """What learners of all prompters share: data, optimiser and log.
 
     Attributes:
         student: the prompter, the only sub-module.
@@ -33,7 +34,7 @@ class WpsLearner(Learner):
 
     def __init__(
         self,
-        student: Prompter,
+        student: nn.Module,
         settings: WpsSettings,
         vocabulary: Vocabulary,
         optimisation: Optimisation,
@@ -48,6 +49,47 @@ class WpsLearner(Learner):
         self.total_steps = total_steps
         self.segmenter_fingerprint = segmenter.fingerprint
         self._segmenter = (segmenter,)  # in a tuple: it is frozen, and no sub-module
+
+    def log_terms(self, stage: str, terms: Mapping[str, Tensor], batch_size: int) -> None:
+        """Log the terms of a loss under ``stage/``: per update in training, per epoch in validation."""
+        self.log_dict(
+            {f"{stage}/{name}": value for name, value in terms.items()},
+            batch_size=batch_size,
+            on_step=stage == "train",
+            on_epoch=stage == "val",
+            sync_dist=stage == "val",
+        )
+
+    def configure_optimizers(self) -> Any:
+        """One group with every tensor of the student; the learning rate changes after every update."""
+        optimizer = build_optimizer(self.student.parameters(), self.optimisation)
+        schedule = build_schedule(optimizer, self.optimisation, self.total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def loader(self, data: WpsData, *, batch_size: int, shuffle: bool, seed: int) -> EpochLoader:
+        """Batches of :class:`WpsBatch`; mirrored and moved views only where images are shuffled, i.e. in training."""
+        views: WpsData | JitteredViews = data
+        variants = data.variants
+        if shuffle and self.settings.jitter.moves:
+            views, variants = JitteredViews.of(data, self.settings.jitter, seed), VIEWS
+        sampler = EpochSampler(
+            len(data),
+            seed=seed,
+            shuffle=shuffle,
+            sampler_seed=self.optimisation.sampler_seed,
+            variants=variants if shuffle else 1,
+        )
+        return EpochLoader(views, sampler, batch_size=batch_size)
+
+
+class WpsLearner(PromptLearner):
+    """Trains a prompter of queries on stored embeddings and teacher tokens; a mask loss needs the segmenter's decoder.
+
+    Attributes:
+        student: the prompter, the only sub-module.
+    """
+
+    student: Prompter
 
     def loss(self, batch: WpsBatch) -> Loss:
         """Match the last layer's prompts to the teacher's and compare them."""
@@ -120,37 +162,10 @@ class WpsLearner(Learner):
         self._log("val", self.loss(batch), len(batch.counts))
 
     def _log(self, stage: str, loss: Loss, batch_size: int) -> None:
-        values = {
-            f"{stage}/loss": loss.total.detach(),
-            f"{stage}/classification": loss.classification,
-            f"{stage}/regression": loss.regression,
-        }
+        terms = {"loss": loss.total.detach(), "classification": loss.classification, "regression": loss.regression}
         further = {"boxes": loss.boxes, "masks": loss.masks}
-        values |= {f"{stage}/{name}": value for name, value in further.items() if value is not None}
-        self.log_dict(
-            values, batch_size=batch_size, on_step=stage == "train", on_epoch=stage == "val", sync_dist=stage == "val"
-        )
-
-    def configure_optimizers(self) -> Any:
-        """One group with every tensor of the student; the learning rate changes after every update."""
-        optimizer = build_optimizer(self.student.parameters(), self.optimisation)
-        schedule = build_schedule(optimizer, self.optimisation, self.total_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def loader(self, data: WpsData, *, batch_size: int, shuffle: bool, seed: int) -> EpochLoader:
-        """Batches of :class:`WpsBatch`; mirrored and moved views only where images are shuffled, i.e. in training."""
-        views: WpsData | JitteredViews = data
-        variants = data.variants
-        if shuffle and self.settings.jitter.moves:
-            views, variants = JitteredViews.of(data, self.settings.jitter, seed), VIEWS
-        sampler = EpochSampler(
-            len(data),
-            seed=seed,
-            shuffle=shuffle,
-            sampler_seed=self.optimisation.sampler_seed,
-            variants=variants if shuffle else 1,
-        )
-        return EpochLoader(views, sampler, batch_size=batch_size)
+        known = {name: value for name, value in further.items() if value is not None}
+        self.log_terms(stage, {**terms, **known}, batch_size)
 
 
 def build_prompter(settings: WpsSettings, classes: int, segmenter: PromptableSegmenter) -> Prompter:

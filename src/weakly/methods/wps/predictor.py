@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,17 +42,14 @@ class WpsPredictor(Predictor):
     """A prompter in front of a promptable segmenter.
 
     Args:
-        student: trained prompter: embeddings (B, C, h, w) to :class:`~weakly.methods.wps.model.Prompts`.
+        student: trained prompter, of queries or of regions: embeddings (B, C, h, w) to
+            :class:`~weakly.methods.wps.model.Prompts`.
         segmenter: the one it was trained on.
         vocabulary: C categories.
         settings: of the method.
         store: embeddings that need not be computed again.
-
-    Attributes:
         method: what the provenance of its masks says.
     """
-
-    method: ClassVar[str] = "wps"
 
     def __init__(
         self,
@@ -61,7 +58,9 @@ class WpsPredictor(Predictor):
         vocabulary: Vocabulary,
         settings: WpsSettings,
         store: FeatureStore | None = None,
+        method: str = "wps",
     ) -> None:
+        self.method = method
         self.student = student.to(segmenter.device).eval()
         self.segmenter = segmenter
         self.vocabulary = vocabulary

@@ -9,7 +9,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weakly.errors import UserError
 from weakly.foundation.promptable import PromptableSegmenter
@@ -23,6 +23,8 @@ from weakly.methods.student_folder import (
 )
 from weakly.methods.wps.learner import build_prompter
 from weakly.methods.wps.model import Prompter
+from weakly.methods.wps.region_learner import build_region_prompter
+from weakly.methods.wps.regions import RegionPrompter
 from weakly.methods.wps.settings import WpsSettings
 from weakly.vocabulary import Vocabulary
 
@@ -61,14 +63,20 @@ class Pretrained:
     segmenter: tuple[str, str]
     folder: StudentFolder[WpsSettings]
 
-    def prompter(self, segmenter: PromptableSegmenter) -> Prompter:
+    def prompter(self, segmenter: PromptableSegmenter) -> Prompter | RegionPrompter:
         """The prompter with its weights.
 
         Raises:
             UserError: ``segmenter`` is another one than the student was trained on.
         """
         check_segmenter(segmenter, *self.segmenter)
-        return self.folder.build(lambda _: build_prompter(self.settings, len(self.vocabulary), segmenter))
+        return self.folder.build(lambda _: build_student(self.settings, len(self.vocabulary), segmenter))
+
+
+def build_student(settings: WpsSettings, classes: int, segmenter: PromptableSegmenter) -> Prompter | RegionPrompter:
+    """The prompter that settings ask for, with random weights."""
+    build = build_region_prompter if settings.prompter == "regions" else build_prompter
+    return build(settings, classes, segmenter)
 
 
 def check_segmenter(segmenter: PromptableSegmenter, name: str, fingerprint: str) -> None:
@@ -87,7 +95,7 @@ def check_segmenter(segmenter: PromptableSegmenter, name: str, fingerprint: str)
 
 def save_pretrained(
     folder: Path,
-    student: Prompter,
+    student: nn.Module,
     settings: WpsSettings,
     vocabulary: Vocabulary,
     segmenter_fingerprint: str,

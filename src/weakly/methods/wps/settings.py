@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from weakly.errors import UserError
 from weakly.foundation.promptable import Pad
+from weakly.methods.baselines.references import check_references
 from weakly.methods.wps.losses import RegNorm
 
 Supervision = Literal["box", "point", "point+box"]
@@ -14,6 +15,7 @@ PointSource = Literal["box_center", "given", "mask_centroid", "inner_point"]
 Fusion = Literal["argmax", "soft_sum"]
 Position = Literal["zeros", "tokens"]
 Answer = Literal["tokens", "boxes"]
+PrompterKind = Literal["queries", "regions"]
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,63 @@ class Jitter:
 
 
 @dataclass(frozen=True)
+class RegionSettings:
+    """A prompter of regions (:mod:`weakly.methods.wps.regions`); its sizes are ours, the paper states none.
+
+    Attributes:
+        width: channels of the pyramid.
+        hidden: units of the two layers that all heads share.
+        anchors: sides of the anchors of the four levels, finest first, as shares of the frame's side.
+        ratios: of the anchors' height to width.
+        anchors_per_image: sampled to train the proposals, half of them on parts where there are as many.
+        pre_nms: proposals of a level before suppression.
+        proposals: regions of an image after suppression, which the second stage looks at.
+        rois: regions of an image sampled to train the second stage, a quarter of them on parts where there are as many.
+        nms: regions of one category that overlap a better one with a larger IoU do not ask.
+        detections: regions of an image that ask, at most.
+    """
+
+    width: int = 256
+    hidden: int = 1024
+    anchors: tuple[float, float, float, float] = (0.0625, 0.125, 0.25, 0.5)
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    anchors_per_image: int = 256
+    pre_nms: int = 500
+    proposals: int = 250
+    rois: int = 128
+    nms: float = 0.5
+    detections: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("width", "hidden", "anchors_per_image", "pre_nms", "proposals", "rois", "detections"):
+            if getattr(self, name) < 1:
+                raise UserError(f"regions.{name} is {getattr(self, name)}; give a number of at least 1.")
+        if len(self.anchors) != 4 or list(self.anchors) != sorted(self.anchors) or min(self.anchors) <= 0:
+            raise UserError(
+                f"regions.anchors is {list(self.anchors)}; give four ascending shares of the frame's side, above 0."
+            )
+        if not self.ratios or min(self.ratios) <= 0:
+            raise UserError(f"regions.ratios is {list(self.ratios)}; give at least one number, all above 0.")
+        if not 0 <= self.nms <= 1:
+            raise UserError(f"regions.nms is {self.nms}; give a number in [0, 1].")
+
+
+@dataclass(frozen=True)
 class WpsSettings:
     """The ``settings:`` section of a WPS-SAM recipe; the defaults are the paper's.
 
     Attributes:
         segmenter: the promptable segmenter: ``"bundled"``, a Hugging Face id, a folder or a ``.pth`` file.
         supervision: ``box``, ``point`` or ``point+box`` (an extension of ours).
+        prompter: ``queries`` of a transformer, the paper's, or ``regions`` from anchors (its baseline in Table B).
+        regions: of a prompter of regions. What is said below of queries, layers and aux_weight is of queries alone.
         queries: S. More than the fullest image has instances.
         alpha: weight of the class probability in the matching (paper Table C: cost of the class).
         beta: weight of the token distance in the matching.
         lambda_cls: weight of the cross-entropy.
         lambda_reg: weight of the smooth-L1 regression.
-        lambda_box: weight of the boxes that the student answers beside tokens, in the loss (ours); 0: it answers none.
+        lambda_box: weight of the boxes that the student answers beside tokens, in the loss (ours); 0: queries answer
+            none, regions need it.
         gamma: weight of these boxes in the matching.
         lambda_mask: weight of the difference between the masks that student and teacher get from the decoder (ours).
         mask_pairs: most prompts of a batch that are decoded for it.
@@ -70,6 +117,7 @@ class WpsSettings:
         downsamples: stride-2 convolutions; 2 for SAM's 64x64 embedding.
         position: ``zeros``: learned positions that start at zero and only steer the attention (WPS-SAM). ``tokens``:
             they start as the segmenter's own encoding of the cells' centres and are part of the cells' content (ours).
+            Under regions they are part of it either way: pooling forgets where a region lies, and prompts are places.
         dropout: in the transformer.
         score_threshold: keep a query only if its class probability reaches this; None: argmax alone decides.
         answer: what the segmenter is asked with: the student's ``tokens``, or the tokens of its ``boxes`` (ours).
@@ -83,10 +131,13 @@ class WpsSettings:
         flip: also train on mirrored images, whose names swap left and right; doubles the features.
         jitter: train on moved and zoomed views of the stored embeddings (ours).
         max_prompts: prompts decoded at once; bounds the memory of prediction.
+        references: upper bounds that come with every evaluation; see :mod:`weakly.methods.baselines.references`.
     """
 
     segmenter: str = "bundled"
     supervision: Supervision = "box"
+    prompter: PrompterKind = "queries"
+    regions: RegionSettings = field(default_factory=RegionSettings)
     queries: int = 25
     alpha: float = 10.0
     beta: float = 1.0
@@ -116,6 +167,7 @@ class WpsSettings:
     flip: bool = False
     jitter: Jitter = field(default_factory=Jitter)
     max_prompts: int = 64
+    references: tuple[str, ...] = ("box", "point")
 
     def __post_init__(self) -> None:
         for name in ("queries", "mask_pairs", "width", "heads", "layers", "ffn", "max_prompts"):
@@ -126,16 +178,33 @@ class WpsSettings:
         if self.supervision not in get_args(Supervision):
             given = ", ".join(get_args(Supervision))
             raise UserError(f"settings.supervision is {self.supervision!r}; give one of {given}.")
-        if self.lambda_box and self.supervision != "box":
-            raise UserError(f"settings.lambda_box needs boxes, but settings.supervision is {self.supervision}; set 0.")
+        if self.lambda_box and self.supervision == "point":
+            raise UserError("settings.lambda_box needs boxes, but settings.supervision is point; set 0.")
+        if self.prompter not in get_args(PrompterKind):
+            raise UserError(f"settings.prompter is {self.prompter!r}; give one of {', '.join(get_args(PrompterKind))}.")
+        if self.prompter == "regions":
+            self._check_regions()
         if self.answer == "boxes" and not self.lambda_box:
             raise UserError("settings.answer is boxes, but with settings.lambda_box 0 the student has none; raise it.")
         if self.refine and self.supervision != "box":
             raise UserError(
                 f"settings.refine re-prompts with boxes, but settings.supervision is {self.supervision}; set 0."
             )
+        check_references(self.references)
         if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
             raise UserError(f"settings.score_threshold is {self.score_threshold}; give a probability in [0, 1].")
+
+    def _check_regions(self) -> None:
+        """Regions find parts by their boxes, and are not trained through layers or masks."""
+        if self.supervision == "point":
+            raise UserError("settings.prompter is regions, which need boxes, but settings.supervision is point.")
+        if not self.lambda_box > 0:
+            raise UserError(
+                "settings.prompter is regions, whose boxes have to be trained; set settings.lambda_box to 1."
+            )
+        for name in ("aux_weight", "gamma", "lambda_mask"):
+            if getattr(self, name):
+                raise UserError(f"settings.{name} is of queries, but settings.prompter is regions; set it to 0.")
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -143,12 +212,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # The same labels and the same frozen segmenter, a better student (docs/methods/wps.md says what each part brings).
     "plus": {
         "settings": {
+            "prompter": "regions",
             "position": "tokens",
-            "aux_weight": 1.0,
-            "eos_weight": 0.3,
-            "jitter": {"shift": 0.12, "zoom": 1.12},
-            "lambda_box": 2.0,
             "answer": "boxes",
+            "lambda_cls": 1.0,
+            "lambda_reg": 0.0,  # tokens are those of the boxes
+            "lambda_box": 1.0,
+            "jitter": {"shift": 0.12, "zoom": 1.12},
         },
     },
     # What the text says: 150 epochs, batch 8 per GPU, one learning rate.

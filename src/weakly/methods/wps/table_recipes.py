@@ -6,10 +6,11 @@ A small budget trains some 25 students of 1,250 updates each, on a world of few 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from weakly.methods.tables import Baseline, Limits
-from weakly.methods.wps.settings import WpsSettings
+from weakly.methods.wps.settings import Jitter, WpsSettings
 
 Changes = dict[str, Any]
 
@@ -31,21 +32,19 @@ BOUNDS = ("point", "box", "point+box", "point:best-predicted", "box:best-predict
 _SAM = Baseline("pseudo-mask", ALIKE, {"settings.references": [*BOUNDS, "everything"]})
 """SAM alone: a method that scores all its bounds; nothing is trained."""
 
-INGREDIENTS: Mapping[str, str] = {
-    "position": "cells say where they are, in the segmenter's own encoding",
-    "aux_weight": "earlier decoder layers answer too, as in DETR",
-    "eos_weight": "queries without a part weigh less, as in DETR",
-    "lambda_box": "students answer boxes beside tokens",
-    "answer": "the segmenter is asked with these boxes",
-    "lambda_mask": "masks of student and teacher are compared",
-    "refine": "masks are asked for again, with their own boxes",
-    "jitter": "moved and zoomed views of the stored embeddings",
-    "flip": "mirrored images",
-}
-"""What a setting of ``preset: plus`` adds to the paper, by field; one without words stands under its name alone."""
+LOSSES: Changes = {name: getattr(WpsSettings(), name) for name in ("lambda_cls", "lambda_reg")}
+"""Weights of the paper's losses."""
 
-DEPENDENT: Mapping[str, tuple[str, ...]] = {"lambda_box": ("answer",)}
-"""Ingredients that cannot stay where another is left out."""
+HELPED: Changes = {"aux_weight": 1.0, "eos_weight": 0.3, "lambda_box": 2.0}
+"""What helps queries most: every decoder layer answers, "no part" weighs less, boxes are trained beside tokens."""
+
+WITHOUT: Mapping[str, tuple[str, Changes]] = {
+    "prompter": ("queries, with what helps them most", {"prompter": "queries", **LOSSES, **HELPED}),
+    "answer": ("tokens", {"answer": "tokens", **LOSSES}),
+    "position": ("cells do not say where they are", {"position": "zeros"}),
+    "jitter": ("images as they are", {"jitter": asdict(Jitter())}),
+}
+"""Ingredients of ``preset: plus``, by setting: what stands in the place of each, in words and as settings."""
 
 
 def small_student(settings: WpsSettings) -> Changes:
@@ -90,11 +89,9 @@ def small_baselines(settings: WpsSettings) -> dict[str, Baseline]:
         "faster-rcnn-sam": Baseline("det-sam", keeps, {**sam, **_in("settings.faster_rcnn", on_sam)}),
         "detr": Baseline("det-sam", keeps, {**resnet, **as_detr}),
         "detr-sam": Baseline("det-sam", keeps, {**sam, **as_detr, **_as_we_see(settings)}),
-        "maskformer": Baseline(
-            "pseudo-mask", (*ALIKE, "optimisation.epochs", "optimisation.batch_size"), {"preset": "small"}
-        ),
+        "maskformer": Baseline("pseudo-mask", ALIKE, {"preset": "small", "optimisation.epochs": 32}),
         "fine-tuned": Baseline("fine-tuned", ("settings", "optimisation"), {"settings.checkpointing": False}),
-        "anchors": Baseline("anchor-prompter", (*keeps, "settings.position"), _in("settings", anchors)),
+        "anchors": Baseline("anchor-prompter", (*keeps, "settings.position"), _in("settings.regions", anchors)),
     }
 
 

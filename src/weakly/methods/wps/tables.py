@@ -30,9 +30,8 @@ from weakly.methods.wps.published import (
 )
 from weakly.methods.wps.settings import PRESETS, WpsSettings
 from weakly.methods.wps.table_recipes import (
-    DEPENDENT,
-    INGREDIENTS,
     LIMITS,
+    WITHOUT,
     baselines,
     small_baselines,
     small_student,
@@ -64,7 +63,7 @@ def paper_tables(settings: WpsSettings) -> Tables:
         _encoder(),
         _prompter(),
         _weights(),
-        *_plus(),
+        _plus(),
     )
     return Tables(
         PAPER,
@@ -179,7 +178,7 @@ def _supervision(settings: WpsSettings) -> Table:
     )
 
 
-_OF_BOXES = ("lambda_box", "answer", "refine")
+_OF_BOXES = ("prompter", "lambda_box", "answer", "refine")
 """Ingredients of ours that need boxes."""
 
 
@@ -238,36 +237,29 @@ def _weights() -> Table:
     )
 
 
-def _plus() -> tuple[Table, ...]:
-    """Each ingredient alone left out, all of them, and none; nothing where there is no such preset."""
-    without, plus = asdict(WpsSettings()), PRESETS.get("plus", {}).get("settings", {})
-    added = [name for name, value in plus.items() if value != without[name]]
-    if not added:
-        return ()
-
-    def left_out(*names: str) -> Measures:
-        gone = {*names, *(other for name in names for other in DEPENDENT.get(name, ()))}
-        return _ours(**{name: without[name] if name in gone else plus[name] for name in added})
-
+def _plus() -> Table:
+    """Each ingredient of the preset alone replaced, all of them, and none."""
+    paper, plus = asdict(WpsSettings()), PRESETS["plus"]["settings"]
+    named = {*plus, *(name for _, changes in WITHOUT.values() for name in changes)}
+    defaults = {name: paper[name] for name in sorted(named)}
+    both = {**defaults, **plus}
     rows = (
-        _row("paper", ("all, as in the paper", "", ""), (), left_out(*added)),
-        *(_row(name, (name, str(without[name]), INGREDIENTS.get(name, "")), (), left_out(name)) for name in added),
-        _row("plus", ("none: preset plus", "", ""), (), left_out()),
+        _row("paper", ("all", "the paper's settings"), (), _ours(**defaults)),
+        *(_row(name, (name, words), (), _ours(**{**both, **changes})) for name, (words, changes) in WITHOUT.items()),
+        _row("plus", ("none", "preset plus"), (), _ours(**both)),
     )
     claims = {
         "All ingredients together beat the paper's settings.": ("paper", "plus"),
-        **{f"{name} is better than without.": (name, "plus") for name in added},
+        **{f"{name} is better than without.": (name, "plus") for name in WITHOUT},
     }
-    return (
-        Table(
-            "P",
-            "Ingredients of preset plus, one left out at a time",
-            ("Left out", "Value", "Ingredient"),
-            FIGURES,
-            rows,
-            _orderings(claims),
-            notes=("Not in the paper, whose authors do not claim these orderings.",),
-        ),
+    return Table(
+        "P",
+        "Ingredients of preset plus, one replaced at a time",
+        ("Replaced", "By"),
+        FIGURES,
+        rows,
+        _orderings(claims),
+        notes=("Not in the paper, whose authors do not claim these orderings.",),
     )
 
 

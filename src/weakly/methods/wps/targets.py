@@ -203,7 +203,8 @@ def teacher_targets(
             settings.point_source,
         )
     instances = [instances_of(dataset, index, settings) for index in range(len(dataset))]
-    _check_crowded(dataset, [len(labels) for labels, _, _ in instances], settings)
+    if settings.prompter == "queries":
+        _check_crowded(dataset, [len(labels) for labels, _, _ in instances], settings)
     boxes, points = [], []
     for sample, (_, xyxy, xy) in zip(dataset, instances, strict=True):
         frame = segmenter.frame(sample.size)

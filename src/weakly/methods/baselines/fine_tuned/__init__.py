@@ -12,15 +12,15 @@ from weakly.data.images import read_image
 from weakly.methods.base import Learner, Method, Score, Workspace
 from weakly.methods.baselines.fine_tuned.learner import FineTunedLearner
 from weakly.methods.baselines.fine_tuned.model import build_student, tuned_segmenter
-from weakly.methods.baselines.fine_tuned.predictor import FineTunedPredictor
 from weakly.methods.baselines.fine_tuned.pretrained import KIND, build_pretrained, save_pretrained
 from weakly.methods.baselines.fine_tuned.settings import PRESETS, FineTunedSettings
 from weakly.methods.baselines.fine_tuned.targets import Images, readable
-from weakly.methods.baselines.oracle import oracle_scores
+from weakly.methods.baselines.references import reference_scores
 from weakly.methods.embedding import find_store
 from weakly.methods.optimisation import Optimisation
 from weakly.methods.student_folder import load_student
 from weakly.methods.wps import frozen_segmenter, read_mirrored
+from weakly.methods.wps.predictor import WpsPredictor
 from weakly.methods.wps.targets import Teacher, WpsData, teacher_targets
 from weakly.vocabulary import Vocabulary
 
@@ -69,7 +69,7 @@ class FineTunedMethod(Method):
             folder, learner.student, learner.settings, learner.vocabulary, learner.segmenter_fingerprint, card
         )
 
-    def load(self, folder: Path, workspace: Workspace) -> FineTunedPredictor:
+    def load(self, folder: Path, workspace: Workspace) -> WpsPredictor:
         """The predictor of a student folder: the tuned encoder, the prompter, and the frozen segmenter's decoder.
 
         Stored features are the frozen encoder's and are not used.
@@ -82,11 +82,12 @@ class FineTunedMethod(Method):
         segmenter = frozen_segmenter(settings.segmenter, settings.pad, workspace.device)
         student = build_pretrained(saved, segmenter)
         tuned = tuned_segmenter(segmenter, student.image_encoder).to(workspace.device)
-        return FineTunedPredictor(student, tuned, saved.vocabulary, settings)
+        return WpsPredictor(student, tuned, saved.vocabulary, settings, method=self.name)
 
     def references(self, settings: FineTunedSettings, dataset: Dataset, workspace: Workspace) -> list[Score]:
-        """True boxes and their centres as prompts on the frozen segmenter: the upper bounds of WPS-SAM."""
-        return oracle_scores(
+        """What ``settings.references`` names, on the frozen segmenter: the upper bounds of WPS-SAM."""
+        return reference_scores(
+            settings.references,
             partial(frozen_segmenter, settings.segmenter, settings.pad, workspace.device),
             dataset,
             lambda segmenter: find_store(workspace.features, segmenter, workspace.feature_dtype),

@@ -27,6 +27,10 @@ class FineTunedSettings(WpsSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.prompter != "queries":
+            raise UserError(
+                f"settings.prompter is {self.prompter}; a fine-tuned encoder has queries behind it, set that."
+            )
         if self.encoder_lr <= 0:
             raise UserError(
                 f"settings.encoder_lr is {self.encoder_lr}; give a number above 0, or method: wps for a frozen encoder."

@@ -73,6 +73,7 @@ class PseudoMaskMethod(Method):
             partial(frozen_segmenter, settings.segmenter, settings.pad, workspace.device),
             dataset,
             lambda segmenter: find_store(workspace.features, segmenter, workspace.feature_dtype),
+            settings.automatic_masks,
         )
 
     def panels(

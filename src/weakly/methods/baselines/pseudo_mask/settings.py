@@ -7,18 +7,13 @@ from typing import Any, Literal
 
 from weakly.errors import UserError
 from weakly.foundation.promptable import Pad
+from weakly.methods.baselines.everything import EverythingSettings
 from weakly.methods.baselines.pseudo_mask.model import MaskFormerSettings
 from weakly.methods.baselines.references import check_references
 from weakly.methods.image_views import Augmentation
 from weakly.methods.semantic_predictor import Inference
 
 Supervision = Literal["box", "mask"]
-
-AUGMENTATION = Augmentation(crop=512, short=1024, long=4096, cat_max_ratio=1.0)
-"""Of the reference recipe: crops of 512 px from images of 512 to 2048 px on their short side."""
-
-INFERENCE = Inference(short=1024, long=2048)
-"""Of the reference recipe."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +30,7 @@ class PseudoMaskSettings:
         augmentation: of its training views.
         inference: sizes at which images are predicted.
         references: upper bounds that come with every evaluation; see :mod:`weakly.methods.baselines.references`.
+        automatic_masks: those of the reference ``everything``; SAM's own thresholds.
     """
 
     segmenter: str = "bundled"
@@ -42,9 +38,10 @@ class PseudoMaskSettings:
     pad: Pad = "sam"
     max_prompts: int = 64
     maskformer: MaskFormerSettings = field(default_factory=MaskFormerSettings)
-    augmentation: Augmentation = AUGMENTATION
-    inference: Inference = INFERENCE
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    inference: Inference = field(default_factory=Inference)
     references: tuple[str, ...] = ("box", "point")
+    automatic_masks: EverythingSettings = field(default_factory=EverythingSettings)
 
     def __post_init__(self) -> None:
         if self.supervision not in ("box", "mask"):
@@ -61,6 +58,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "settings": {
             "segmenter": "facebook/sam-vit-base",
             "maskformer": {"pretrained": "microsoft/swin-base-patch4-window12-384-in22k"},
+            # Crops of 512 px from images of 512 to 2048 px on their short side.
+            "augmentation": {"crop": 512, "short": 1024, "long": 4096, "ratio": [0.5, 2.0], "cat_max_ratio": 1.0},
+            "inference": {"short": 1024, "long": 2048},
         },
         "optimisation": {
             "optimizer": "adamw",
@@ -94,6 +94,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             },
             "augmentation": {"crop": 128, "short": 192, "long": 768, "ratio": [0.67, 1.33]},
             "inference": {"short": 256, "long": 512},
+            # The bundled SAM is less sure of itself: with SAM's own thresholds it has no automatic mask at all.
+            "automatic_masks": {"points_per_side": 16, "iou_threshold": 0.5, "stability_threshold": 0.7},
         },
         "optimisation": {
             "optimizer": "adamw",

@@ -1,7 +1,10 @@
-"""The anchor-based CNN prompter (WPS-SAM, Table B): regions of an image embedding, and what each asks the segmenter.
+"""A prompter of regions in the place of queries: regions of an image embedding, and what each asks the segmenter.
+
+The paper has one as a baseline (Table B, "anchor-based CNN") and names the idea alone; sizes and losses are ours.
 
 A feature pyramid on the frozen embedding, region proposals from anchors, region features of 7 x 7 cells, two shared
-layers, and three heads: class, box offsets, prompt tokens. The paper names the idea alone; sizes and losses are ours.
+layers, and three heads: class, box offsets, prompt tokens. Every part trains several regions and hundreds of anchors
+at its place, where it trains one query somewhere: few images suffice.
 
 Symbols: B images, (C_e, h, w) embedding, S side of the frame in pixels, d width, N regions over all images, C
 categories, T tokens per prompt, D token width. Boxes are ``x0, y0, x1, y1`` in pixels of the frame.
@@ -19,7 +22,7 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead  # type: ignore[
 from torchvision.models.detection.image_list import ImageList  # type: ignore[import-untyped]
 from torchvision.models.detection.roi_heads import RoIHeads  # type: ignore[import-untyped]
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead  # type: ignore[import-untyped]
-from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image  # type: ignore[import-untyped]
+from torchvision.ops import MultiScaleRoIAlign, batched_nms, box_convert, clip_boxes_to_image  # type: ignore[import-untyped]
 
 from weakly.methods.wps.model import ChannelNorm, Prompts
 
@@ -62,7 +65,7 @@ class Sampled(NamedTuple):
     offsets: Tensor
 
 
-class AnchorPrompter(nn.Module):
+class RegionPrompter(nn.Module):
     """Image embedding to prompts, by regions instead of queries.
 
     Args:
@@ -152,8 +155,8 @@ class AnchorPrompter(nn.Module):
         """Embeddings (B, C_e, h, w) to the prompts of the regions that ask, best first.
 
         Returns:
-            Logits (B, S, C + 1) and tokens (B, S, T, D), S the regions of the image with the most; where an image has
-            fewer, the others are certainly no part.
+            Logits (B, S, C + 1), tokens (B, S, T, D) and boxes (B, S, 4), S the regions of the image with the most;
+            where an image has fewer, the others are certainly no part.
         """
         features = self.pyramid(embeddings)
         rois, _ = self.propose(features)
@@ -222,10 +225,12 @@ class AnchorPrompter(nn.Module):
         logits = answers.logits.new_zeros(len(kept), most, self.classes + 1)
         logits[..., -1] = CERTAIN
         tokens = answers.tokens.new_zeros(len(kept), most, *self.token_shape)
+        corners = boxes.new_zeros(len(kept), most, 4)
         for image, rows in enumerate(kept):
             logits[image, : len(rows)] = answers.logits[rows]
             tokens[image, : len(rows)] = answers.tokens[rows]
-        return Prompts(logits, tokens)
+            corners[image, : len(rows)] = boxes[rows]
+        return Prompts(logits, tokens, box_convert(corners / self.side, "xyxy", "cxcywh"))
 
     def _unsuppressed(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
         """Rows of one image's regions that ask, best first."""

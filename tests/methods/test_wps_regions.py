@@ -1,4 +1,4 @@
-"""The anchor-based prompter: regions, the parts they lie on, its loss, and which of them ask."""
+"""The prompter of regions: regions, the parts they lie on, its loss, and which of them ask."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torchvision.ops import box_iou
 
 from weakly.errors import UserError
 from weakly.methods.base import Workspace
-from weakly.methods.baselines.anchor_prompter import METHOD, AnchorPrompterSettings
-from weakly.methods.baselines.anchor_prompter.learner import AnchorPrompterLearner, build_prompter, truth_of
-from weakly.methods.baselines.anchor_prompter.losses import anchor_loss
-from weakly.methods.baselines.anchor_prompter.model import AnchorPrompter, Answers, Sampled
 from weakly.methods.optimisation import Optimisation
-from weakly.methods.wps import frozen_segmenter
+from weakly.methods.wps import METHOD, frozen_segmenter
+from weakly.methods.wps.region_learner import RegionLearner, build_region_prompter, truth_of
+from weakly.methods.wps.region_losses import region_loss
+from weakly.methods.wps.regions import Answers, RegionPrompter, Sampled
+from weakly.methods.wps.settings import RegionSettings, WpsSettings
 from weakly.methods.wps.targets import WpsBatch, WpsData
 from weakly.vocabulary import Vocabulary
 
@@ -29,29 +29,32 @@ C, T, D, SIDE = 3, 2, 4, 64
 VOCABULARY = Vocabulary.from_names(("Red", "Green", "Blue"))
 
 
-def tiny_prompter(**changes: Any) -> AnchorPrompter:
+def tiny_prompter(**changes: Any) -> RegionPrompter:
     torch.manual_seed(0)
     sizes = {"embedding_channels": 8, "grid": (8, 8), "side": SIDE, "token_width": D, "classes": C, "tokens": T}
-    return AnchorPrompter(**{**sizes, "width": 16, "hidden": 32, "proposals": 30, "rois": 12, **changes})
+    return RegionPrompter(**{**sizes, "width": 16, "hidden": 32, "proposals": 30, "rois": 12, **changes})
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[AnchorPrompterSettings, WpsData]:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[WpsSettings, WpsData]:
     folder = tmp_path_factory.mktemp("anchors")
-    chosen = AnchorPrompterSettings(
-        segmenter=str(tiny_sam_folder(folder / "sam")), width=16, hidden=64, pre_nms=60, proposals=40, rois=24
+    chosen = WpsSettings(
+        segmenter=str(tiny_sam_folder(folder / "sam")),
+        prompter="regions",
+        lambda_box=1.0,
+        regions=RegionSettings(width=16, hidden=64, pre_nms=60, proposals=40, rois=24),
     )
     dataset = rectangle_dataset(folder / "images", 8)
     return chosen, METHOD.prepare(chosen, dataset, Workspace(folder / "run", folder / "features"))
 
 
-def learner_of(chosen: AnchorPrompterSettings) -> AnchorPrompterLearner:
+def learner_of(chosen: WpsSettings) -> RegionLearner:
     torch.manual_seed(0)
     optimisation = Optimisation(lr=2e-3, optimizer="adamw", warmup_steps=0, schedule="constant")
     return METHOD.learner(chosen, VOCABULARY, optimisation, 100)
 
 
-def test_the_pyramid_averages_cells_and_keeps_the_finest(prepared: tuple[AnchorPrompterSettings, WpsData]) -> None:
+def test_the_pyramid_averages_cells_and_keeps_the_finest(prepared: tuple[WpsSettings, WpsData]) -> None:
     features = tiny_prompter().pyramid(torch.randn(2, 8, 8, 8))
     assert {name: tuple(level.shape) for name, level in features.items()} == {
         "0": (2, 16, 8, 8),
@@ -62,11 +65,11 @@ def test_the_pyramid_averages_cells_and_keeps_the_finest(prepared: tuple[AnchorP
 
 
 def test_positions_can_start_as_the_segmenters_own_tokens_of_the_cells(
-    prepared: tuple[AnchorPrompterSettings, WpsData],
+    prepared: tuple[WpsSettings, WpsData],
 ) -> None:
     segmenter = frozen_segmenter(prepared[0].segmenter, "sam")
     zeros, tokens = (
-        build_prompter(replace(prepared[0], position=position), C, segmenter).pyramid.position
+        build_region_prompter(replace(prepared[0], position=position), C, segmenter).pyramid.position
         for position in ("zeros", "tokens")
     )
     assert not zeros.any()
@@ -128,11 +131,13 @@ def test_every_image_weighs_the_same_in_the_token_loss() -> None:
     offsets[0] = 1.0  # 4 * (1 - 1/18), of six regions
     offsets[5] = 9.0
     answers = Answers(torch.zeros(6, C + 1), offsets, tokens)
-    loss = anchor_loss(answers, sampled, teacher, torch.tensor(0.3), torch.tensor(0.1), lambda_cls=5, lambda_reg=20)
+    loss = region_loss(
+        answers, sampled, teacher, torch.tensor(0.3), torch.tensor(0.1), lambda_cls=5, lambda_reg=20, lambda_box=3
+    )
     assert loss.regression.item() == pytest.approx((0.125 + 0.5) / 2, abs=1e-6)
     assert loss.classification.item() == pytest.approx(torch.tensor(4.0).log().item(), abs=1e-6)
     assert loss.offsets.item() == pytest.approx(4 * (1 - 1 / 18) / 6, abs=1e-6)
-    expected = 5 * loss.classification + 20 * loss.regression + loss.offsets + 0.4
+    expected = 5 * loss.classification + 20 * loss.regression + 3 * loss.offsets + 0.4
     assert loss.total.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
@@ -142,7 +147,7 @@ def test_a_batch_without_any_part_trains_classes_alone() -> None:
     )
     answers = Answers(*(torch.randn(2, *shape, requires_grad=True) for shape in ((C + 1,), (4,), (T, D))))
     zero = torch.tensor(0.0)
-    loss = anchor_loss(answers, sampled, torch.zeros(1, 0, T, D), zero, zero, lambda_cls=1, lambda_reg=1)
+    loss = region_loss(answers, sampled, torch.zeros(1, 0, T, D), zero, zero, lambda_cls=1, lambda_reg=1)
     loss.total.backward()
     assert (loss.regression, loss.offsets) == (0, 0)
     assert answers.logits.grad.any()
@@ -203,7 +208,7 @@ def test_true_boxes_come_from_the_batch_in_torchvisions_form() -> None:
     assert (second["boxes"].tolist(), second["labels"].tolist()) == ([[12, 13, 14, 15]], [2])
 
 
-def test_it_learns(prepared: tuple[AnchorPrompterSettings, WpsData], tmp_path: Path) -> None:
+def test_it_learns(prepared: tuple[WpsSettings, WpsData], tmp_path: Path) -> None:
     chosen, data = prepared
     learner = learner_of(chosen)
     torch.manual_seed(0)
@@ -216,7 +221,7 @@ def test_it_learns(prepared: tuple[AnchorPrompterSettings, WpsData], tmp_path: P
 
 
 def test_validation_is_the_same_every_time_and_leaves_randomness_alone(
-    prepared: tuple[AnchorPrompterSettings, WpsData], monkeypatch: pytest.MonkeyPatch
+    prepared: tuple[WpsSettings, WpsData], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Although regions are sampled."""
     learner, batch = learner_of(prepared[0]), prepared[1].__getitems__(list(range(8)))
@@ -234,9 +239,7 @@ def test_validation_is_the_same_every_time_and_leaves_randomness_alone(
     assert set(logged[0]) == {f"val/{name}" for name in names}
 
 
-def test_a_student_of_another_segmenter_is_refused(
-    prepared: tuple[AnchorPrompterSettings, WpsData], tmp_path: Path
-) -> None:
+def test_a_student_of_another_segmenter_is_refused(prepared: tuple[WpsSettings, WpsData], tmp_path: Path) -> None:
     learner = learner_of(prepared[0])
     learner.settings = replace(prepared[0], segmenter=str(tiny_sam_folder(tmp_path / "other", seed=1)))
     METHOD.save(learner, tmp_path / "student", {})
@@ -247,15 +250,43 @@ def test_a_student_of_another_segmenter_is_refused(
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("rois", 0),
-        ("anchors", (0.1, 0.2, 0.3, 0.2)),
-        ("anchors", (0.0, 0.1, 0.2, 0.3)),
-        ("ratios", ()),
-        ("nms", 1.5),
+        ("prompter", "anchors"),
         ("supervision", "point"),
+        ("lambda_box", 0.0),
+        ("aux_weight", 1.0),
+        ("gamma", 2.0),
+        ("lambda_mask", 1.0),
         ("score_threshold", 2.0),
     ],
 )
 def test_impossible_settings_are_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"settings.{field}"):
-        AnchorPrompterSettings(**{field: value})
+        WpsSettings(**{"prompter": "regions", "lambda_box": 1.0, field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rois", 0),
+        ("anchors", (0.1, 0.2, 0.3, 0.2)),
+        ("anchors", (0.0, 0.1, 0.2, 0.3)),
+        ("ratios", ()),
+        ("nms", 1.5),
+    ],
+)
+def test_impossible_sizes_are_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"regions.{field}"):
+        RegionSettings(**{field: value})
+
+
+def test_regions_answer_with_their_moved_boxes() -> None:
+    """In shares of the frame, centre and size; beyond the frame they are cut."""
+    model = tiny_prompter()
+    rois = torch.tensor([[0.0, 0, 16, 16], [48.0, 32, 64, 64]])
+    offsets = torch.tensor(
+        [[10.0, 0, 0, 0], [5.0, 0, 0, 0]]
+    )  # one width to the right, and half a one, in torchvision's coding
+    logits = torch.tensor([[3.0, 0, 0, 0], [2.0, 0, 0, 0]])
+    prompts = model.select(Answers(logits, offsets, torch.zeros(2, T, D)), [rois])
+    assert prompts.boxes is not None
+    assert torch.allclose(prompts.boxes[0] * SIDE, torch.tensor([[24.0, 8, 16, 16], [60, 48, 8, 32]]), atol=1e-4)

@@ -1,4 +1,4 @@
-"""The loss of the anchor-based prompter: WPS-SAM's two terms over regions, and those of a detector beside them."""
+"""The loss of a prompter of regions: WPS-SAM's two terms over regions, and those of a detector beside them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from weakly.methods.baselines.anchor_prompter.model import Answers, Sampled
+from weakly.methods.wps.regions import Answers, Sampled
 
 
-class AnchorLoss(NamedTuple):
+class RegionLoss(NamedTuple):
     """Scalars: the weighted total and its unweighted terms (detached).
 
     Attributes:
@@ -31,7 +31,7 @@ class AnchorLoss(NamedTuple):
     proposal: Tensor
 
 
-def anchor_loss(
+def region_loss(
     answers: Answers,
     sampled: Sampled,
     teacher: Tensor,
@@ -40,8 +40,11 @@ def anchor_loss(
     *,
     lambda_cls: float,
     lambda_reg: float,
-) -> AnchorLoss:
-    """``lambda_cls * CE + lambda_reg * smooth-L1(tokens) + smooth-L1(offsets) + objectness + proposal``, in float32.
+    lambda_box: float = 1.0,
+) -> RegionLoss:
+    """Class, tokens and offsets by their weights, and the proposals' objectness and offsets, in float32.
+
+    ``lambda_cls * CE + lambda_reg * smooth-L1(tokens) + lambda_box * smooth-L1(offsets) + objectness + proposal``.
 
     CE and offsets are averaged over all sampled regions. Tokens are compared where a region lies on a part: averaged
     over the T * D values, over the regions of an image, and over the images, as WPS-SAM does over matched queries. An
@@ -55,6 +58,7 @@ def anchor_loss(
         proposal: of the anchors.
         lambda_cls: weight of the classification.
         lambda_reg: weight of the tokens.
+        lambda_box: weight of the offsets.
     """
     with torch.autocast(teacher.device.type, enabled=False):
         logits, offsets, tokens = (each.float() for each in answers)
@@ -69,6 +73,6 @@ def anchor_loss(
         regression = (error * weight).sum()
         moved = functional.smooth_l1_loss(offsets, sampled.offsets, beta=1 / 9, reduction="none").sum(-1)
         moves = (moved * on_part).sum() / max(1, len(on_part))
-        total = lambda_cls * classification + lambda_reg * regression + moves + objectness + proposal
+        total = lambda_cls * classification + lambda_reg * regression + lambda_box * moves + objectness + proposal
     terms = (classification, regression, moves, objectness, proposal)
-    return AnchorLoss(total, *(term.detach() for term in terms))
+    return RegionLoss(total, *(term.detach() for term in terms))
