@@ -119,7 +119,7 @@ def batched(
     """(P, h, w) maps of one image before and after the affinity, as the method makes them."""
     tags = torch.zeros(1, len(text) - BACKGROUNDS, dtype=torch.bool, device=text.device)
     tags[0, labels] = True
-    maps = GradCam(clip, features.last_input, features.grid).maps(text, tags)
+    maps = GradCam(clip, features.last_input, features.grid, features.last_attention).maps(text, tags)
     after = spread(
         maps,
         features.attention[0],

@@ -34,6 +34,7 @@ from weakly.report import build_run_report
 WPS_SMALL = [
     ("data.render", "{train: 6, val: 3, size: 64, kinds: [sedan, flask], workers: 1}"),
     *((f"settings.{key}", value) for key, value in {"width": "16", "heads": "2", "layers": "1", "ffn": "16"}.items()),
+    ("settings.regions", "{width: 16, hidden: 16, pre_nms: 20, proposals: 10, rois: 8}"),
     ("settings.queries", "25"),
     ("settings.downsamples", "0"),
     ("optimisation.epochs", "1"),
@@ -100,12 +101,16 @@ def _row(records: tuple[Record, ...], method: str, row: str) -> Record:
 
 
 def test_the_parts_demo_is_the_one_that_was_measured() -> None:
-    """Every value that decides its numbers; box and point differ in the supervision alone."""
+    """Every value that decides its numbers; box and point see the same world through the same segmenter."""
     recipes = demo_recipes("wps", Path("out"))
     assert list(recipes) == ["box", "point"]
     box, point = (to_plain(recipe) for recipe in recipes.values())
-    assert (box["settings"].pop("supervision"), point["settings"].pop("supervision")) == ("box", "point")
-    assert box == point
+    for recipe in (box, point):
+        assert recipe["data"] == box["data"] and recipe["features"] == box["features"]
+        assert (recipe["settings"]["segmenter"], recipe["settings"]["position"]) == ("bundled", "tokens")
+        assert recipe["evaluation"]["frame_side"] == 256
+        training = {"lr": 8e-4, "weight_decay": 1e-4, "optimizer": "adamw", "batch_size": 8}
+        assert {key: recipe["optimisation"][key] for key in training} == training
     assert box["data"]["root"] == "out/world" and box["features"]["root"] == "out/features"
     render = box["data"]["render"]
     assert (render["layout"], render["train"], render["val"], render["seed"], render["size"]) == (
@@ -114,12 +119,18 @@ def test_the_parts_demo_is_the_one_that_was_measured() -> None:
     assert render["kinds"] == [
         *("sedan", "van", "truck", "beetle", "sailboat", "schooner", "airliner", "propplane", "winebottle", "flask")
     ]
+    sizes = {"width": 96, "hidden": 256, "pre_nms": 150, "proposals": 75, "rois": 48}
+    assert {key: box["settings"]["regions"][key] for key in sizes} == sizes
+    assert (box["preset"], box["settings"]["supervision"], box["settings"]["prompter"]) == ("plus", "box", "regions")
+    assert (box["optimisation"]["epochs"], box["optimisation"]["warmup_steps"]) == (3, 50)
     student = {"width": 128, "heads": 4, "layers": 3, "ffn": 384, "queries": 16, "downsamples": 2}
-    student |= {"aux_weight": 1.0, "eos_weight": 0.3, "position": "tokens", "segmenter": "bundled"}
-    assert {key: box["settings"][key] for key in student} == student
-    training = {"lr": 8e-4, "weight_decay": 1e-4, "optimizer": "adamw", "warmup_steps": 100, "batch_size": 8}
-    assert {key: box["optimisation"][key] for key in training} == training and box["optimisation"]["epochs"] == 12
-    assert (box["preset"], box["evaluation"]["frame_side"]) == ("default", 256)
+    student |= {"aux_weight": 1.0, "eos_weight": 0.3, "supervision": "point", "prompter": "queries"}
+    assert {key: point["settings"][key] for key in student} == student
+    assert (point["preset"], point["optimisation"]["epochs"], point["optimisation"]["warmup_steps"]) == (
+        "default",
+        12,
+        100,
+    )
 
 
 def _frozen_models(settings: dict[str, Any]) -> list[str]:

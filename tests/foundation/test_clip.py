@@ -196,14 +196,15 @@ class TestVision:
         assert features.last_input.dtype == features.attention.dtype == torch.float32
         assert not features.last_input.requires_grad
 
-    def test_attention_that_hides_its_weights(self, pixels):
-        model = tiny_clip()
-        assert model.config._attn_implementation == "sdpa"
-        clip = Clip(model, tiny_tokenizer(), "tiny")
-        assert clip.encode(pixels).attention.isfinite().all()
-        clip.model.set_attn_implementation("sdpa")
-        with pytest.raises(UserError, match="'tiny' runs with 'sdpa' attention.*'eager'"):
-            clip.encode(pixels)
+    def test_what_the_patches_see_in_the_last_block(self, clip, pixels):
+        _, attentions, _ = whole_pass(reference(), pixels)
+        features = clip.encode(pixels, 1)
+        last = features.last_attention
+        torch.testing.assert_close(last.weights, attentions[-1][:, :, 1:], **CLOSE)
+        torch.testing.assert_close(last.normed, clip.last_norm(features.last_input))
+        torch.testing.assert_close(last.seen, attentions[-1][:, :, 1:] @ last.value, **CLOSE)
+        for found, again in zip(last, clip.last_attention(features.last_input), strict=True):
+            assert torch.equal(found, again)
 
     def test_bad_input(self, clip, pixels):
         with pytest.raises(UserError, match="160x200 pixels, no multiples of its patch of 16"):

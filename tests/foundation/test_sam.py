@@ -123,7 +123,7 @@ class TestFrame:
     @given(
         st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
         st.sampled_from([64, 256, 1024]),
-        st.sampled_from(["sam", "center_black"]),
+        st.sampled_from(["sam", "center_black", "stretch"]),
         st.lists(st.tuples(st.floats(-50, 3000), st.floats(-50, 3000)), min_size=1, max_size=5),
     )
     def test_points_come_back(self, size, side, pad, points):
@@ -135,7 +135,7 @@ class TestFrame:
         np.testing.assert_allclose(frame.points_to_image(frame.points_to_frame(xy)), xy, rtol=1e-9, atol=1e-6)
 
     @settings(deadline=None, max_examples=30)
-    @given(st.tuples(st.integers(24, 200), st.integers(24, 200)), st.sampled_from(["sam", "center_black"]))
+    @given(st.tuples(st.integers(24, 200), st.integers(24, 200)), st.sampled_from(["sam", "center_black", "stretch"]))
     def test_logits_land_where_points_to_frame_says(self, size, pad):
         """A linear function of frame coordinates is the same function after resampling, borders aside."""
         frame = Frame.fit(size, 128, pad)
@@ -156,7 +156,7 @@ class TestFrame:
     @given(
         st.tuples(st.integers(1, 90), st.integers(1, 90)),
         st.sampled_from([32, 64]),
-        st.sampled_from(["sam", "center_black"]),
+        st.sampled_from(["sam", "center_black", "stretch"]),
     )
     @settings(deadline=None, max_examples=40)
     def test_logits_are_resized_to_the_frame_cut_and_resized_again(self, size, side, pad):

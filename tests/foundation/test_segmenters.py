@@ -285,7 +285,7 @@ class SegmenterContract:
 
 
 class TestSam(SegmenterContract):
-    paddings = ("sam", "center_black")
+    paddings = ("sam", "center_black", "stretch")
 
     @classmethod
     def build(cls, seed: int = 0, pad: str = "") -> SamSegmenter:
@@ -295,7 +295,7 @@ class TestSam(SegmenterContract):
 class TestMobileSam(SegmenterContract):
     """SAM's prompts and decoder: the library's ``forward`` runs on our encoder, which has tests of its own."""
 
-    paddings = ("sam", "center_black")
+    paddings = ("sam", "center_black", "stretch")
 
     @classmethod
     def build(cls, seed: int = 0, pad: str = "") -> SamSegmenter:
@@ -303,7 +303,7 @@ class TestMobileSam(SegmenterContract):
 
 
 class TestSamHq(SegmenterContract):
-    paddings = ("sam", "center_black")
+    paddings = ("sam", "center_black", "stretch")
     channels = 96
 
     @classmethod

@@ -210,6 +210,13 @@ def test_a_small_budget_asks_for_no_more_than_the_recipe(base: Recipe) -> None:
     assert tiny.optimisation.epochs == 2
 
 
+def test_a_recipe_of_regions_is_reproduced_with_the_papers_queries() -> None:
+    for budget in ("small", "full"):
+        found = base_recipe("wps", RECIPES / "menagerie-plus.yaml", (), budget).settings  # type: ignore[arg-type]
+        assert (found.prompter, found.answer, found.lambda_box) == ("queries", "tokens", 0)
+        assert (found.lambda_cls, found.lambda_reg, found.position) == (5, 20, "tokens")
+
+
 def test_points_and_boxes_are_compared_without_what_needs_boxes(base: Recipe) -> None:
     boxes = cell_recipe(base, {"settings.lambda_box": 1.0, "settings.answer": "boxes", "settings.refine": 1})
     found = {place: m for place, m in measures_of(paper_tables(boxes)).items() if place.startswith("6/")}

@@ -54,11 +54,9 @@ def base_recipe(method: str, path: Path, overrides: Sequence[Override], budget: 
     base = load_recipe(path, overrides)
     if base.method != method:
         raise UserError(f"{path} is a recipe of {base.method}, not of {method}; give one of that method.")
-    if budget == "full":
-        return base
     paper = paper_tables(base)
-    small = {**paper.small, **_lowered(base, paper.limits)}
-    return load_recipe(path, [*overrides, *_as_overrides(small)])
+    small = {**paper.small, **_lowered(base, paper.limits)} if budget == "small" else {}
+    return load_recipe(path, [*overrides, *_as_overrides({**paper.base, **small})])
 
 
 def paper_tables(base: Recipe) -> Tables:

@@ -1,4 +1,4 @@
-"""A frozen CLIP as FMA-WSSS reads it: dense, at any image size, split before the attention of the last vision block.
+"""A frozen CLIP as FMA-WSSS reads it: dense, at any image size, split at the attention of the last vision block.
 
 One adapter serves the bundled model and Hugging Face checkpoints (hub id or local folder): all of them are a
 ``transformers.CLIPModel``, whose modules this adapter runs in another order. It departs from the library in three
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from weakly.errors import UserError
 from weakly.foundation import clip_text
+from weakly.foundation.clip_blocks import PatchAttention, attend, feed_forward, patch_attention, whole_block
 
 BUNDLED = Path(__file__).parent / "bundled" / "clip"
 
@@ -44,11 +44,13 @@ class ClipFeatures:
         last_input: (B, 1 + L, K) float32, input of the last vision block, the class token first.
         attention: (B, L, L) float32, who (row) looks at whom (column), averaged over heads and layers. Rows sum to
             less than one: the class token is left out.
+        last_attention: of the last vision block, which the maps go on from; it holds ``heads (1 + L) L`` floats.
         grid: (h, w).
     """
 
     last_input: Tensor
     attention: Tensor
+    last_attention: PatchAttention
     grid: tuple[int, int]
 
 
@@ -70,7 +72,7 @@ class Clip(nn.Module):
         logit_scale: factor of the cosine in CLIP's logits, about 100.
 
     Args:
-        model: any ``CLIPModel``; its attention becomes ``eager``, the only one that shows its weights.
+        model: any ``CLIPModel``; its attention becomes ``eager``, which takes the causal mask of texts as a tensor.
         tokenizer: its own.
         name: what the user called it.
     """
@@ -153,13 +155,23 @@ class Clip(nn.Module):
         hidden = self._embed(pixels)
         images, tokens, _ = hidden.shape
         total = hidden.new_zeros(images, tokens - 1, tokens - 1)
-        for left, block in zip(reversed(range(self.layers)), self.model.vision_model.encoder.layers, strict=True):
-            mixed, weights = self._attend(block, block.layer_norm1(hidden))
-            if left < count:
-                total += weights[:, :, 1:, 1:].mean(1)
-            if left > 0:
-                hidden = _feed_forward(block, hidden + mixed)
-        return ClipFeatures(hidden.float(), total / count, self._grid_of(pixels))
+        blocks = self.model.vision_model.encoder.layers[:-1]
+        for block in blocks[: self.layers - count]:
+            hidden = whole_block(block, hidden)
+        for block in blocks[self.layers - count :]:
+            mixed, weights = attend(block.self_attn, block.layer_norm1(hidden))
+            total += weights[:, :, 1:, 1:].mean(1)
+            hidden = feed_forward(block, hidden + mixed)
+        last = self.last_attention(hidden)
+        total += last.weights[..., 1:].mean(1)
+        return ClipFeatures(hidden.float(), total / count, last, self._grid_of(pixels))
+
+    @torch.no_grad()
+    def last_attention(self, last_input: Tensor) -> PatchAttention:
+        """What the patches see in the last block, F included, of its (B, 1 + L, K) input."""
+        with torch.autocast(last_input.device.type, enabled=False):
+            block = self.model.vision_model.encoder.layers[-1]
+            return patch_attention(block.self_attn, self.last_norm(last_input.float()))
 
     def last_norm(self, last_input: Tensor) -> Tensor:
         """F: (B, 1 + L, K) input of the last block to its first layer norm, the same shape."""
@@ -250,15 +262,15 @@ class Clip(nn.Module):
         """(B, 3, p h, p w) pixels to the (B, 1 + L, K) input of the last block."""
         hidden = self._embed(pixels)
         for block in self.model.vision_model.encoder.layers[:-1]:
-            hidden = _feed_forward(block, hidden + self._attend(block, block.layer_norm1(hidden))[0])
+            hidden = whole_block(block, hidden)
         return hidden
 
     def _last_patches(self, last_input: Tensor, normed: Tensor) -> Tensor:
         """(B, L, K) patches after the last block and its norm."""
         vision = self.model.vision_model
         block = vision.encoder.layers[-1]
-        patches = (last_input + self._attend(block, normed)[0])[:, 1:]
-        normed_patches: Tensor = vision.post_layernorm(_feed_forward(block, patches))
+        patches = (last_input + attend(block.self_attn, normed)[0])[:, 1:]
+        normed_patches: Tensor = vision.post_layernorm(feed_forward(block, patches))
         return normed_patches
 
     def _grid_of(self, pixels: Tensor) -> tuple[int, int]:
@@ -286,27 +298,12 @@ class Clip(nn.Module):
         resized = functional.interpolate(native, grid, mode="bilinear", align_corners=False)
         return torch.cat([cls, resized[0].flatten(1).T])
 
-    def _attend(self, block: Any, normed: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 1 + L, K) to the output of the block's attention and its weights (B, heads, 1 + L, 1 + L)."""
-        mixed, weights = block.self_attn(normed, attention_mask=None)
-        if weights is None:
-            raise UserError(
-                f"CLIP {self.name!r} runs with {block.self_attn.config._attn_implementation!r} attention, which hides "
-                "its weights; set it back to 'eager'."
-            )
-        return mixed, weights
-
 
 def normalise(images: NDArray[np.uint8]) -> Tensor:
     """(B, H, W, 3) uint8 RGB to (B, 3, H, W) float32 with CLIP's mean and standard deviation taken out."""
     pixels = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
     return (pixels - mean) / std
-
-
-def _feed_forward(block: Any, hidden: Tensor) -> Tensor:
-    """The second half of a block: (B, T, K) to the same shape, token by token."""
-    return hidden + block.mlp(block.layer_norm2(hidden))
 
 
 def load_clip(name: str, device: str = "cpu") -> Clip:

@@ -19,12 +19,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-Pad = Literal["sam", "center_black"]
-"""What a user may ask for. ``sam``: as the segmenter's authors do; SAM's normalise, then put zeros at the bottom and
-right. ``center_black``: centre on black, then normalise; for segmenters that keep the aspect ratio."""
-
-Fit = Literal["sam", "center_black", "stretch"]
-"""How an image comes into the square: a :data:`Pad`, or both sides stretched to S, as SAM 2 and others do."""
+Pad = Literal["sam", "center_black", "stretch"]
+"""How an image comes into the square. ``sam``: as the segmenter's authors do; SAM's normalise, then put zeros at the
+bottom and right, SAM 2's and others' stretch. ``center_black``: centre on black, then normalise; for segmenters that
+keep the aspect ratio. ``stretch``: both sides to S; what a segmenter is then told has no padding in it."""
 
 PromptKind = Literal["box", "point", "point+box"]
 
@@ -54,7 +52,7 @@ class Frame:
     left: int = 0
 
     @classmethod
-    def fit(cls, size: tuple[int, int], side: int, pad: Fit = "sam") -> Frame:
+    def fit(cls, size: tuple[int, int], side: int, pad: Pad = "sam") -> Frame:
         """Longest side to ``side``; 375x500 at 1024 gives a content of 768x1024, stretched of 1024x1024."""
         if pad == "stretch":
             return cls(size, side, (side, side))
@@ -122,7 +120,7 @@ class PromptableSegmenter(nn.Module, ABC):
 
     name: str
     side: int
-    pad: Fit
+    pad: Pad
     embedding_shape: tuple[int, int, int]
     token_width: int
     token_counts: ClassVar[Mapping[PromptKind, int]] = {"box": 2, "point": 2, "point+box": 3}

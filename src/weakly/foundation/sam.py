@@ -20,7 +20,7 @@ from weakly.errors import UserError
 from weakly.foundation.checkpoint_files import FASTSAM, read_state
 from weakly.foundation.efficient_sam import EfficientSamSegmenter, efficient_sam_from_state
 from weakly.foundation.mobile_sam import mobile_sam_from_state
-from weakly.foundation.promptable import Fit, Pad, PromptableSegmenter, Wanted, decode_chunks
+from weakly.foundation.promptable import Pad, PromptableSegmenter, Wanted, decode_chunks
 from weakly.foundation.sam2 import Sam2Segmenter, Sam3Segmenter
 from weakly.foundation.sam_checkpoint import load_small, sam_from_state
 from weakly.foundation.sam_decoding import decode_wanted
@@ -60,7 +60,7 @@ class SamSegmenter(SamFamilySegmenter):
 
     family = "sam"
 
-    def __init__(self, model: SamModel, name: str, pad: Fit = "sam", chunk: int = 64) -> None:
+    def __init__(self, model: SamModel, name: str, pad: Pad = "sam", chunk: int = 64) -> None:
         super().__init__(model, name, pad, chunk)
 
     @torch.no_grad()
@@ -111,7 +111,8 @@ def load_segmenter(name: str, *, pad: Pad = "sam", device: str = "cpu") -> Promp
         name: ``"bundled"``, a folder in Hugging Face or bundled form, a ``.pth`` or ``.pt`` file as SAM's, MobileSAM's
             or EfficientSAM's authors publish it, or a hub id such as ``"facebook/sam-vit-base"`` (the only form that
             uses the network).
-        pad: how images are padded to the square; segmenters that stretch them know only ``"sam"``.
+        pad: how images come into the square; segmenters whose authors stretch images do so whatever is asked for, and
+            refuse ``"center_black"``.
         device: torch device.
 
     Raises:
@@ -124,7 +125,7 @@ def load_segmenter(name: str, *, pad: Pad = "sam", device: str = "cpu") -> Promp
         segmenter = _from_file(path, name, pad)
     else:
         segmenter = _from_library(path, name, pad)
-    if segmenter.pad == "stretch" and pad != "sam":
+    if pad not in ("sam", segmenter.pad):
         raise UserError(f"Segmenter {name!r} stretches images and has no padding {pad!r}; set settings.pad to sam.")
     return segmenter.to(device)
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weakly.foundation.promptable import Fit, PromptableSegmenter, PromptKind, weights_fingerprint
+from weakly.foundation.promptable import Pad, PromptableSegmenter, PromptKind, weights_fingerprint
 
 
 class SamFamilySegmenter(PromptableSegmenter):
@@ -27,7 +27,7 @@ class SamFamilySegmenter(PromptableSegmenter):
     family: ClassVar[str]
     maps: ClassVar[int] = 1
 
-    def __init__(self, model: Any, name: str, pad: Fit, chunk: int) -> None:
+    def __init__(self, model: Any, name: str, pad: Pad, chunk: int) -> None:
         super().__init__()
         self.model = model.float()
         self.name = name

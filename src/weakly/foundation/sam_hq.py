@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import SamHQModel
 
-from weakly.foundation.promptable import Fit, decode_chunks
+from weakly.foundation.promptable import Pad, decode_chunks
 from weakly.foundation.sam_family import SamFamilySegmenter
 
 
@@ -36,7 +36,7 @@ class SamHqSegmenter(SamFamilySegmenter):
     family = "sam_hq"
     maps = 3
 
-    def __init__(self, model: SamHQModel, name: str, pad: Fit = "sam", chunk: int = 32) -> None:
+    def __init__(self, model: SamHQModel, name: str, pad: Pad = "sam", chunk: int = 32) -> None:
         super().__init__(model, name, pad, chunk)
 
     @torch.no_grad()

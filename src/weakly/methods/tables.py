@@ -195,6 +195,7 @@ class Tables:
         limits: of a smaller budget.
         baselines: {name: recipe} of the other methods that stand in the tables.
         small_baselines: those that take their place within a smaller budget.
+        base: changes of the settings that make the recipe the paper's, as :attr:`Measure.changes`.
     """
 
     paper: str = ""
@@ -205,6 +206,7 @@ class Tables:
     limits: Limits = field(default_factory=Limits)
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     small_baselines: Mapping[str, Baseline] = field(default_factory=dict)
+    base: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for table in self.tables:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weakly.foundation.clip import Clip
+from weakly.foundation.clip_blocks import PatchAttention, by_head
 
 SOFTMAX_PARITY_EPS = 1e-5
 """The released code adds this to the denominator of Eq. 1, after dividing by the largest term of *all* G classes."""
@@ -63,18 +64,27 @@ class GradCam:
         clip: the frozen model.
         last_input: (B, 1 + L, K) input of the last vision block.
         grid: (h, w), L = h w.
+        last_attention: of the last vision block, where :meth:`~weakly.foundation.clip.Clip.encode` just found it;
+            computed from ``last_input`` where not given, since it is too large to be stored.
     """
 
-    def __init__(self, clip: Clip, last_input: Tensor, grid: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        clip: Clip,
+        last_input: Tensor,
+        grid: tuple[int, int],
+        last_attention: PatchAttention | None = None,
+    ) -> None:
         self.grid = grid
         self.scale = clip.logit_scale
         self._clip = clip
         self._last_input = last_input.detach().float()
         with torch.autocast(last_input.device.type, enabled=False):
-            self._normed = clip.last_norm(self._last_input).detach()
+            seen = clip.last_attention(self._last_input) if last_attention is None else last_attention
+            self._normed = seen.normed
             images, _, width = self._normed.shape
             self._no_offset = self._normed.new_zeros(images, width)
-            self._tail = _Tail(clip, self._last_input, self._normed)
+            self._tail = _Tail(clip, self._last_input, seen)
             self.embeddings = self._tail.embeddings
 
     def logits(self, text: Tensor) -> Tensor:
@@ -126,27 +136,23 @@ class GradCam:
 
 
 class _Tail:
-    """The last vision block and the projection after it, as :meth:`~weakly.foundation.clip.Clip.tail`, with J^T.
+    """What follows the attention of the last vision block, as :meth:`~weakly.foundation.clip.Clip.tail`, with J^T.
 
     Attributes:
         embeddings: (B, E).
     """
 
     @torch.no_grad()
-    def __init__(self, clip: Clip, last_input: Tensor, normed: Tensor) -> None:
+    def __init__(self, clip: Clip, last_input: Tensor, found: PatchAttention) -> None:
         vision = clip.model.vision_model
         block = vision.encoder.layers[-1]
-        attention = self._attention = block.self_attn
+        self._attention, self._found = block.self_attn, found
         self._mlp, self._projection = block.mlp, clip.model.visual_projection
-        self._query = self._by_head(attention.q_proj(normed[:, 1:]))  # nobody asks for what the class token sees
-        self._key, self._value = self._by_head(attention.k_proj(normed)), self._by_head(attention.v_proj(normed))
-        self._weights = (attention.scale * self._query @ self._key.mT).softmax(-1)
-        self._seen = self._weights @ self._value
-        hidden = last_input[:, 1:] + attention.out_proj(self._seen.transpose(1, 2).flatten(2))
+        hidden = last_input[:, 1:] + block.self_attn.out_proj(found.seen.transpose(1, 2).flatten(2))
         self._norm2 = _Norm(block.layer_norm2, hidden)
         inner = block.mlp.fc1(self._norm2.output)
         activation = torch.func.vjp(block.mlp.activation_fn, inner)
-        (slope,) = activation[1](torch.ones_like(inner))
+        (slope,) = activation[1](inner.new_ones(()).expand_as(inner))
         post = self._post_norm = _Norm(vision.post_layernorm, hidden + block.mlp.fc2(activation[0]))
         self._slope: Tensor = slope * post.scale
         self._unit_inner = post.unit @ block.mlp.fc2.weight
@@ -168,10 +174,10 @@ class _Tail:
         inner = torch.addcmul(centred @ mlp.fc2.weight, along, self._unit_inner[:, None]).mul_(self._slope[:, None])
         change = torch.addcmul(centred, along, post.unit[:, None]).mul_(post.scale[:, None])
         change += self._norm2.pull(inner @ mlp.fc1.weight)
-        return self._pull_attention(self._by_head((change @ self._attention.out_proj.weight).flatten(0, 1)))
+        return self._pull_attention(by_head(self._attention, change @ self._attention.out_proj.weight))
 
     def _pull_attention(self, change: Tensor) -> Tensor:
-        """(B P, H, L, d) gradients of what the heads see to (B, P, K).
+        """(B, P, H, L, d) gradients of what the heads see to (B, P, K).
 
         With A the weights, q, k and v of a head, o = A v, and G the gradient of o, the gradient of the logits is
         ``S_ij = A_ij (G_i v_j - G_i o_i)``. Only sums over patches are needed:
@@ -180,27 +186,21 @@ class _Tail:
         - ``sum_{j > 0} S_ij = -S_i0`` for the keys, since S has rows of sum zero and the class token has no offset;
         - ``sum_{j > 0} A_ij = 1 - A_i0`` for the values.
         """
-        attention, weights = self._attention, self._weights
-        change = change.unflatten(0, (len(weights), -1)).transpose(1, 2)  # (B, H, P, L, d)
-        own = (change * self._seen[:, :, None]).sum(-1)  # G o
-        both = torch.cat([change, own[..., None]], -1)
-        count = both.shape[2]
-        back = weights.mT @ both.transpose(2, 3).flatten(3)  # (B, H, 1 + L, P (d + 1))
-        back = back.unflatten(3, (count, -1)).transpose(2, 3)
-        columns = (back[..., :-1] * self._value[:, :, None]).sum(-1) - back[..., -1]
+        attention, (_, query, key, value, weights, seen) = self._attention, self._found
+        change = change.transpose(1, 2)  # (B, H, P, L, d)
+        own = (change * seen[:, :, None]).sum(-1)  # G o
+        back = weights.mT @ change.transpose(2, 3).flatten(3)  # (B, H, 1 + L, P d)
+        back = back.unflatten(3, (own.shape[2], -1)).transpose(2, 3)
+        columns = (back * value[:, :, None]).sum(-1) - own @ weights
         to_class = weights[..., 0]
-        first = to_class[:, :, None] * ((change @ self._value[:, :, None, 0, :, None])[..., 0] - own)
+        first = to_class[:, :, None] * ((change @ value[:, :, None, 0, :, None])[..., 0] - own)
         parts = (
-            (columns @ self._key * attention.scale, attention.q_proj),
-            (-first @ self._query * attention.scale, attention.k_proj),
+            (columns @ key * attention.scale, attention.q_proj),
+            (-first @ query * attention.scale, attention.k_proj),
             (((1 - to_class)[:, :, None, None] @ change)[..., 0, :], attention.v_proj),
         )
-        query, key, value = (part.transpose(1, 2).flatten(2) @ layer.weight for part, layer in parts)
-        return query + key + value
-
-    def _by_head(self, states: Tensor) -> Tensor:
-        """(..., T, H d) to (..., H, T, d)."""
-        return states.unflatten(-1, (self._attention.num_heads, -1)).transpose(-3, -2)
+        for_query, for_key, for_value = (part.transpose(1, 2).flatten(2) @ layer.weight for part, layer in parts)
+        return for_query + for_key + for_value
 
 
 class _Norm:
@@ -214,11 +214,10 @@ class _Norm:
     """
 
     def __init__(self, norm: nn.LayerNorm, states: Tensor) -> None:
-        variance, mean = torch.var_mean(states, -1, correction=0, keepdim=True)
         self.weight: Tensor = norm.weight
-        self.scale = (variance + norm.eps).rsqrt()
-        self.unit = (states - mean) * self.scale
-        self.output: Tensor = norm(states)
+        # Ten times as fast as torch.var_mean, and one pass for all three.
+        self.unit, _, self.scale = torch.native_layer_norm(states, norm.normalized_shape, None, None, norm.eps)
+        self.output = torch.addcmul(norm.bias, self.unit, norm.weight)
 
     def pull(self, gradients: Tensor) -> Tensor:
         """(B, P, L, K) gradients of the output to those of the input."""

@@ -123,7 +123,7 @@ class SeedMaker:
         features = clip.encode(pixels, attention_layers=setting.layers)
         present = torch.zeros(1, len(self._vocabulary), dtype=torch.bool, device=clip.device)
         present[0, torch.from_numpy(tags)] = True
-        cam = GradCam(clip, features.last_input, features.grid)
+        cam = GradCam(clip, features.last_input, features.grid, features.last_attention)
         maps = cam.maps(self._prompts.text.to(clip.device), present, eps=self._common.epsilons.softmax)
         if setting.spread == "none":
             return maps

@@ -258,7 +258,7 @@ class ClipEsExtractor:
             raise UserError("CLIP-ES cannot tell which classes an image shows; give tags, or take clues from WeakTr.")
         clip, setting, size = self._clip, self.settings, (image.shape[0], image.shape[1])
         features = clip.encode(clip.preprocess(image, setting.long_side).to(clip.device), setting.layers)
-        cam = GradCam(clip, features.last_input, features.grid)
+        cam = GradCam(clip, features.last_input, features.grid, features.last_attention)
         classes = torch.from_numpy(np.unique(np.asarray(tags, np.int64)))
         logits, cross = cam.logits(self._text)[0, : self._classes], CrossMaps((), size)
         if len(classes) == 0:

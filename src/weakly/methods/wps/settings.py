@@ -124,7 +124,8 @@ class WpsSettings:
         refine: times that every prompt is replaced by the box of the mask it got (ours); needs boxes.
         fusion: ``argmax``: one mask per query and one label map. ``soft_sum``: one mask per category, where the
             probabilities of its queries sum to 0.5 or more (released code).
-        pad: ``sam`` (bottom and right) or ``center_black`` (released code).
+        pad: ``sam`` (bottom and right), ``center_black`` (released code), or ``stretch`` (both sides, no padding: where
+            training images were made square by stretching them).
         strict: refuse images with more instances than queries instead of warning.
         point_source: where points come from: ``box_center`` (the paper; clicks where a sample has no boxes),
             ``given`` (clicks of the dataset), or ``mask_centroid`` and ``inner_point``, which read truth masks.

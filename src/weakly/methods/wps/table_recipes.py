@@ -47,6 +47,14 @@ WITHOUT: Mapping[str, tuple[str, Changes]] = {
 """Ingredients of ``preset: plus``, by setting: what stands in the place of each, in words and as settings."""
 
 
+def paper_student(settings: WpsSettings) -> Changes:
+    """Queries in the place of regions, with the paper's losses; what the paper does not say stays as it is."""
+    if settings.prompter == "queries":
+        return {}
+    paper = WpsSettings()
+    return {f"settings.{name}": getattr(paper, name) for name in ("prompter", "answer", "lambda_box", *LOSSES)}
+
+
 def small_student(settings: WpsSettings) -> Changes:
     """A student of the bundled recipe's size; the number of heads must divide its width."""
     changes: Changes = {f"settings.{name}": min(getattr(settings, name), most) for name, most in SMALL_STUDENT.items()}

@@ -33,6 +33,7 @@ from weakly.methods.wps.table_recipes import (
     LIMITS,
     WITHOUT,
     baselines,
+    paper_student,
     small_baselines,
     small_student,
 )
@@ -73,6 +74,7 @@ def paper_tables(settings: WpsSettings) -> Tables:
         limits=LIMITS,
         baselines=baselines(settings),
         small_baselines=small_baselines(settings),
+        base=paper_student(settings),
     )
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from weakly.errors import UserError
-from weakly.foundation.promptable import Pad, PromptableSegmenter
+from weakly.foundation.promptable import PromptableSegmenter
 from weakly.foundation.sam import SamSegmenter
 from weakly.methods.baselines.fine_tuned.settings import FineTunedSettings
 from weakly.methods.wps.learner import prompter_sizes
@@ -80,7 +80,7 @@ def tuned_segmenter(segmenter: PromptableSegmenter, image_encoder: nn.Module) ->
     frozen = sam(segmenter)
     # What deepcopy believes to have copied already, it puts in the place of the original.
     model = copy.deepcopy(frozen.model, {id(frozen.model.vision_encoder): image_encoder})
-    return SamSegmenter(model, frozen.name, cast("Pad", frozen.pad), frozen.chunk)  # a SAM's images are never stretched
+    return SamSegmenter(model, frozen.name, frozen.pad, frozen.chunk)
 
 
 def sam(segmenter: PromptableSegmenter) -> SamSegmenter:
