@@ -268,6 +268,7 @@ def test_impossible_settings_are_refused_by_name(field: str, value: Any) -> None
     ("field", "value"),
     [
         ("rois", 0),
+        ("looks", 0),
         ("anchors", (0.1, 0.2, 0.3, 0.2)),
         ("anchors", (0.0, 0.1, 0.2, 0.3)),
         ("ratios", ()),
@@ -290,3 +291,22 @@ def test_regions_answer_with_their_moved_boxes() -> None:
     prompts = model.select(Answers(logits, offsets, torch.zeros(2, T, D)), [rois])
     assert prompts.boxes is not None
     assert torch.allclose(prompts.boxes[0] * SIDE, torch.tensor([[24.0, 8, 16, 16], [60, 48, 8, 32]]), atol=1e-4)
+
+
+def test_every_look_begins_where_the_last_one_moved_the_regions() -> None:
+    """Four pixels to the right per look of a student that says so of regions 16 pixels wide, up to the frame."""
+    embeddings, last = torch.randn(1, 8, 8, 8), {}
+    for looks in (1, 2, 3):
+        model = tiny_prompter(looks=looks)
+        model.propose = lambda *_: ([torch.tensor([[8.0, 8, 24, 24], [42.0, 8, 58, 24]])], {})  # type: ignore[method-assign, assignment]
+        with torch.no_grad():
+            model.box_head.weight.zero_()
+            model.box_head.bias.copy_(torch.tensor([2.5, 0, 0, 0]))  # a quarter of the width, in torchvision's coding
+            model.class_head.weight.zero_()
+            model.class_head.bias.copy_(torch.tensor([5.0, 0, 0, 0]))
+            boxes = model(embeddings).boxes
+        assert boxes is not None
+        last[looks] = sorted((boxes[0, :, 0] * SIDE).tolist())
+    assert last[1] == pytest.approx([20, 54])
+    assert last[2] == pytest.approx([24, 57])  # 50..66 is cut to 50..64
+    assert last[3][0] == pytest.approx(28)

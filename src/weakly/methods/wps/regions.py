@@ -85,6 +85,7 @@ class RegionPrompter(nn.Module):
         rois: regions of an image sampled to train the second stage.
         nms: largest IoU of two regions of one category that both ask.
         detections: regions of an image that ask, at most.
+        looks: times that regions are examined when they ask, from the second on where the look before moved them.
         places: (h * w, D) what the position of every cell starts as, row by row; None: zeros.
     """
 
@@ -107,10 +108,11 @@ class RegionPrompter(nn.Module):
         rois: int = 128,
         nms: float = 0.5,
         detections: int = 100,
+        looks: int = 3,
         places: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.side, self.classes = side, classes
+        self.side, self.classes, self.looks = side, classes, looks
         self.token_shape = (tokens, token_width)
         self.pyramid = Pyramid(embedding_channels, width, grid, places)
         self.rpn = RegionProposalNetwork(
@@ -160,7 +162,11 @@ class RegionPrompter(nn.Module):
         """
         features = self.pyramid(embeddings)
         rois, _ = self.propose(features)
-        return self.select(self.examine(features, rois), rois)
+        answers = self.examine(features, rois)
+        for _ in range(self.looks - 1):
+            rois = self.moved(answers, rois)
+            answers = self.examine(features, rois)
+        return self.select(answers, rois)
 
     def propose(
         self, features: Mapping[str, Tensor], truth: Sequence[Mapping[str, Tensor]] | None = None
@@ -208,12 +214,17 @@ class RegionPrompter(nn.Module):
         tokens = self.prompt_head(hidden).unflatten(-1, self.token_shape)
         return Answers(self.class_head(hidden), self.box_head(hidden), tokens)
 
+    def moved(self, answers: Answers, rois: list[Tensor]) -> list[Tensor]:
+        """B tensors of (n, 4) regions at the boxes that they answer, cut at the frame."""
+        boxes = self.regions.box_coder.decode_single(answers.offsets.float(), torch.cat(rois))
+        clipped: Tensor = clip_boxes_to_image(boxes, (self.side, self.side))
+        return list(clipped.split([len(roi) for roi in rois]))
+
     def select(self, answers: Answers, rois: list[Tensor]) -> Prompts:
         """The regions of every image that see a part and are not suppressed by a better one of their category."""
         counts = [len(roi) for roi in rois]
         scores, labels = answers.logits.float().softmax(-1).max(-1)
-        boxes = self.regions.box_coder.decode_single(answers.offsets.float(), torch.cat(rois))
-        boxes = clip_boxes_to_image(boxes, (self.side, self.side))
+        boxes = torch.cat(self.moved(answers, rois))
         starts = [sum(counts[:image]) for image in range(len(counts))]
         kept = [
             start + self._unsuppressed(*parts)

@@ -61,6 +61,7 @@ class RegionSettings:
         rois: regions of an image sampled to train the second stage, a quarter of them on parts where there are as many.
         nms: regions of one category that overlap a better one with a larger IoU do not ask.
         detections: regions of an image that ask, at most.
+        looks: times that regions are examined in prediction, from the second on where the look before moved them.
     """
 
     width: int = 256
@@ -73,9 +74,10 @@ class RegionSettings:
     rois: int = 128
     nms: float = 0.5
     detections: int = 100
+    looks: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("width", "hidden", "anchors_per_image", "pre_nms", "proposals", "rois", "detections"):
+        for name in ("width", "hidden", "anchors_per_image", "pre_nms", "proposals", "rois", "detections", "looks"):
             if getattr(self, name) < 1:
                 raise UserError(f"regions.{name} is {getattr(self, name)}; give a number of at least 1.")
         if len(self.anchors) != 4 or list(self.anchors) != sorted(self.anchors) or min(self.anchors) <= 0:
