@@ -127,7 +127,7 @@ class Segmentation:
         Raises:
             ValueError: a category id is not in the vocabulary, or a mask has another size.
         """
-        by_source = {vocabulary.source_id(i): i for i in range(len(vocabulary))}
+        by_source = vocabulary.by_source_id()
         rles = tuple(rle_from_coco(result["segmentation"], size) for result in results)
         labels = []
         for result in results:

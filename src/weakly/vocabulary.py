@@ -82,6 +82,10 @@ class Vocabulary:
         source_id = self.categories[index].source_id
         return index if source_id is None else source_id
 
+    def by_source_id(self) -> dict[int, int]:
+        """{id in the dataset's own files: index}, in index order."""
+        return {self.source_id(index): index for index in range(len(self))}
+
     def mirrored(self) -> NDArray[np.int64]:
         """(C,) the category of every part in the mirrored image: names that say left and right swap, others stay."""
         swapped = (re.sub(_SIDES, lambda side: _OTHER_SIDE[side.group()], name) for name in self.names)

@@ -57,3 +57,7 @@ class TestAnchorPrompter(MethodContract):
             learner.student.rpn.head.cls_logits.weight *= 100
             learner.student.class_head.weight *= 10
             learner.student.class_head.bias[-1] -= 1e2
+
+
+def test_it_stands_in_the_tables_of_wps_and_states_none() -> None:
+    assert not METHOD.tables(WpsSettings()).tables

@@ -15,7 +15,7 @@ from weakly.engine.reproduce_cells import Job, cell_recipe
 from weakly.engine.reproduce_plan import base_recipe, baseline_recipes, paper_tables, plan
 from weakly.engine.typed import to_plain
 from weakly.methods.baselines.references import REFERENCES
-from weakly.methods.tables import Measure, Table, Tables
+from weakly.methods.tables import Measure, Row, Table, Tables
 from weakly.methods.wps import METHOD
 from weakly.methods.wps.settings import PRESETS, WpsSettings
 from weakly.methods.wps.table_recipes import BOUNDS, WITHOUT
@@ -244,3 +244,11 @@ def test_every_ingredient_of_plus_has_a_row_or_belongs_to_one() -> None:
     replaced = {name for _, changes in WITHOUT.values() for name in changes}
     assert PRESETS["plus"]["settings"].keys() <= replaced
     assert json.dumps(PRESETS["plus"])
+
+
+def test_a_row_has_published_figures_in_percent_measures_or_as_many_of_both() -> None:
+    measure = Measure({})
+    assert [cell.published for cell in Row.of("a", ("x",), (62.93, None)).cells] == [0.6293, None]
+    assert [cell.measure for cell in Row.of("a", ("x",), (), (measure, None)).cells] == [measure, None]
+    with pytest.raises(ValueError, match="shorter|longer"):
+        Row.of("a", ("x",), (1.0,), (measure, measure))

@@ -123,7 +123,7 @@ def _stems(listed: Path) -> set[str]:
 
 def _crowd_regions(annotations: Path, dataset: Dataset) -> Crowds:
     sizes = {sample.image_id: sample.size for sample in dataset}
-    index = {dataset.vocabulary.source_id(i): i for i in range(len(dataset.vocabulary))}
+    index = dataset.vocabulary.by_source_id()
     regions: dict[int | str, list[tuple[int, Any]]] = defaultdict(list)
     for row in load_json(annotations)["annotations"]:
         if not isinstance(row, Mapping) or not row.get("iscrowd"):

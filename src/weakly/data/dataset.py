@@ -263,7 +263,7 @@ class Dataset:
         """{value in the label PNG of an image: category, or C for background}; other values are void."""
         record, vocabulary = self.records[index], self.vocabulary
         own = record.label_values
-        meaning = {vocabulary.source_id(c): c for c in range(len(vocabulary))} if own is None else dict(own)
+        meaning = vocabulary.by_source_id() if own is None else dict(own)
         if self.label_map_background is not None:
             meaning[self.label_map_background] = vocabulary.background
         return meaning

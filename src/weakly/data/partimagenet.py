@@ -59,7 +59,7 @@ def read_partimagenet(
     dataset = read_coco(labels / f"{split}.json", images, name=name, split=split, bad_polygons=bad_polygons)
     ships_maps = any(path.suffix == ".png" for path in labels.iterdir())
     records, problems = _with_label_maps(dataset.records, labels) if ships_maps else (dataset.records, [])
-    last_id = max(dataset.vocabulary.source_id(i) for i in range(len(dataset.vocabulary)))
+    last_id = max(dataset.vocabulary.by_source_id())
     return replace(
         dataset,
         records=records,

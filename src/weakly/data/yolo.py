@@ -205,7 +205,7 @@ def _read(entry: _Entry, vocabulary: Vocabulary, *, hidden: bool, skips: bool) -
         remedy = "Restore the label file; until then the image is left out."
         message = f"The label file is not text in UTF-8 ({error})."
         return None, [Problem("annotation-unreadable", "error", str(entry.labels), entry.image_id, message, remedy)]
-    reader = _Lines(entry, size, {vocabulary.source_id(i): i for i in range(len(vocabulary))}, problems)
+    reader = _Lines(entry, size, vocabulary.by_source_id(), problems)
     lines = [reader.read(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     tags = None if hidden else Tags(np.array([label for label, _ in lines if label is not None], np.int64))
     sample = Sample(entry.image_id, entry.image, size, tags=tags)

@@ -36,7 +36,7 @@ def read_coco_results(path: Path, dataset: Dataset) -> list[Segmentation]:
     if ids is not None:
         positions = _by_file_name(path, ids, dataset)
     sizes = [sample.size for sample in dataset]
-    known = {dataset.vocabulary.source_id(index) for index in range(len(dataset.vocabulary))}
+    known = set(dataset.vocabulary.by_source_id())
     by_image: list[list[Mapping[str, Any]]] = [[] for _ in sizes]
     for index, result in enumerate(results):
         try:

@@ -6,7 +6,7 @@ them in the paper's layout. Nothing here computes anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -76,6 +76,11 @@ class Cell:
     published: float | None = None
     measure: Measure | None = None
 
+    @classmethod
+    def of(cls, percent: float | None, measure: Measure | None) -> Cell:
+        """A cell of a figure as papers print it, in percent."""
+        return cls(None if percent is None else round(percent / 100, 6), measure)
+
 
 @dataclass(frozen=True, eq=False)
 class Row:
@@ -90,6 +95,24 @@ class Row:
     key: str
     words: tuple[str, ...]
     cells: tuple[Cell, ...]
+
+    @classmethod
+    def of(
+        cls,
+        key: str,
+        words: Iterable[str],
+        percent: Sequence[float | None],
+        measures: Sequence[Measure | None] | None = None,
+    ) -> Row:
+        """A row of published figures in percent, of measures, or of as many of both.
+
+        Raises:
+            ValueError: there are both, and not as many.
+        """
+        measures = measures or [None] * len(percent)
+        figures = percent or [None] * len(measures)
+        cells = tuple(Cell.of(figure, measure) for figure, measure in zip(figures, measures, strict=True))
+        return cls(key, tuple(words), cells)
 
 
 @dataclass(frozen=True)

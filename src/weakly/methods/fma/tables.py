@@ -222,7 +222,7 @@ def _table_6(settings: FmaSettings) -> Table:  # noqa: ARG001 - one form for all
     rows = []
     for name, post, cam, seed in SEEDS_OF_OTHERS:
         measures = ours.get(name, (None, None))
-        cells = tuple(Cell(_fraction(value), each) for value, each in zip((cam, seed), measures, strict=True))
+        cells = tuple(Cell.of(value, each) for value, each in zip((cam, seed), measures, strict=True))
         rows.append(Row(name, (name, post), cells))
     return Table(
         "6",
@@ -274,11 +274,7 @@ def _clip_es(changes: Mapping[str, Any] | None = None) -> Measure:
 
 
 def _row(table: str, key: str, words: tuple[str, ...], measure: Measure) -> Row:
-    return Row(key, words, (Cell(_fraction(PUBLISHED[table][key]), measure),))
-
-
-def _fraction(percent: float) -> float:
-    return round(percent / 100, 6)
+    return Row.of(key, words, (PUBLISHED[table][key],), (measure,))
 
 
 def _small(settings: FmaSettings) -> Changes:

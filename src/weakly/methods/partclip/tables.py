@@ -34,7 +34,7 @@ from weakly.methods.partclip.published import (
     Figures,
 )
 from weakly.methods.partclip.settings import LossWeights, PartClipSettings, Switches
-from weakly.methods.tables import Cell, Measure, Ordering, Row, Table, Tables
+from weakly.methods.tables import Measure, Ordering, Row, Table, Tables
 
 Changes = dict[str, Any]
 
@@ -98,7 +98,7 @@ def _main(number: str, data: str, settings: PartClipSettings) -> Table:
         f"Parts of seen and unseen objects, {data}",
         ("Method", "Backbone"),
         SIX,
-        tuple(_row(key, words, figures, measures.get(key)) for key, *words, figures in MAIN[number]),
+        tuple(Row.of(key, words, figures, measures.get(key)) for key, *words, figures in MAIN[number]),
         (
             *_orderings({"PartCLIPSeg has a higher harmonic mean than CLIPSeg": _BOTH}),
             *_orderings({"PartCLIPSeg is better than CLIPSeg on unseen objects": _BOTH}, group="unseen"),
@@ -132,7 +132,7 @@ def _attention_losses(settings: PartClipSettings) -> Table:
         "Losses of attention",
         ("Data", "L_sep", "L_enh"),
         SIX,
-        tuple(_row(key, words, figures, measures[key]) for key, *words, figures in ATTENTION_LOSSES),
+        tuple(Row.of(key, words, figures, measures[key]) for key, *words, figures in ATTENTION_LOSSES),
         _orderings({"Separation helps, and enhancement adds to it": tuple(rows)}),
         f"{PASCAL} and {ADE}",
         ("Our figures of the second dataset's rows are those of the first's: there is one dataset here.",),
@@ -146,7 +146,7 @@ def _boundaries(settings: PartClipSettings) -> Table:
         "What the paper calls Boundary IoU",
         ("Method",),
         SIX,
-        tuple(_row(key, words, _oracle(figures), measures.get(key)) for key, *words, figures in BOUNDARIES),
+        tuple(Row.of(key, words, _oracle(figures), measures.get(key)) for key, *words, figures in BOUNDARIES),
         _orderings({"PartCLIPSeg has better boundaries": _BOTH}, settings=(ORACLE_OBJ,)),
         PASCAL,
         ("It compares differences of class numbers near borders (D17); table B has Boundary IoU by its definition.",),
@@ -175,7 +175,7 @@ def _recall(number: str, data: str, settings: PartClipSettings) -> Table:
         f"Recall, {data}",
         ("Method",),
         SIX,
-        tuple(_row(key, words, _oracle(figures), measures.get(key)) for key, *words, figures in RECALL[number]),
+        tuple(Row.of(key, words, _oracle(figures), measures.get(key)) for key, *words, figures in RECALL[number]),
         (
             *_orderings({claim: ascending}, settings=(ORACLE_OBJ,)),
             *_orderings({f"{claim}, of unseen objects too": ascending}, settings=(ORACLE_OBJ,), group="unseen"),
@@ -202,7 +202,7 @@ def _guidance(settings: PartClipSettings) -> Table:
         "Masks of objects and of generalised parts as further targets",
         ("lambda_obj", "lambda_part", "L_sep and L_enh"),
         SIX,
-        tuple(_row(key, words, _oracle(figures), _six(changes[key])) for key, *words, figures in GUIDANCE),
+        tuple(Row.of(key, words, _oracle(figures), _six(changes[key])) for key, *words, figures in GUIDANCE),
         _orderings(claims, settings=(ORACLE_OBJ,)),
         PASCAL,
     )
@@ -216,7 +216,7 @@ def _thresholds(settings: PartClipSettings) -> Table:
         "Threshold of the separation loss",
         ("gamma",),
         SIX,
-        tuple(_row(key, (key,), _oracle(figures), _six(changes)) for key, (figures, changes) in rows.items()),
+        tuple(Row.of(key, (key,), _oracle(figures), _six(changes)) for key, (figures, changes) in rows.items()),
         _orderings({f"{best} beats {key}": (key, best) for key in rows if key != best}, settings=(ORACLE_OBJ,)),
         PASCAL,
         ("With `sep_loss: hard`, as released, the threshold has no gradient: all rows train the same student.",),
@@ -231,7 +231,7 @@ def _true_boundaries(settings: PartClipSettings) -> Table:
         "Boundary IoU by its definition (Cheng et al., 2021)",
         ("Method",),
         SIX,
-        tuple(_row(key, (name,), (), measures[key]) for key, name in words.items()),
+        tuple(Row.of(key, (name,), (), measures[key]) for key, name in words.items()),
         _orderings({"PartCLIPSeg has better boundaries": _BOTH}),
     )
 
@@ -247,7 +247,7 @@ def _switches(settings: PartClipSettings) -> Table:
     }
 
     def row(key: str, words: tuple[str, ...], changes: Changes) -> Row:
-        return _row(key, words, (), [_measure(changes, *column) for column in columns.values()])
+        return Row.of(key, words, (), [_measure(changes, *column) for column in columns.values()])
 
     def switched(official: Mapping[str, str]) -> Changes:
         return {**_ours(settings), "settings.switches": asdict(replace(Switches(), **official))}  # type: ignore[arg-type]
@@ -294,7 +294,7 @@ def _printed(
     note: str,
 ) -> Table:
     """A table of published figures alone."""
-    printed = tuple(_row(key, words, published) for key, *words, published in rows)
+    printed = tuple(Row.of(key, words, published) for key, *words, published in rows)
     return Table(number, title, head, figures, printed, data=data, notes=(note,))
 
 
@@ -343,18 +343,3 @@ def _orderings(
 def _oracle(figures: Figures) -> Figures:
     """Figures of Oracle-Obj in the columns of :data:`SIX`."""
     return (*(None for _ in GROUPS), *figures)
-
-
-def _row(key: str, words: Iterable[str], published: Figures, measures: Sequence[Measure | None] | None = None) -> Row:
-    """A row of published figures, of measures, or of both; without measures it is printed alone."""
-    measures = measures or [None] * len(published)
-    figures = published or (None,) * len(measures)
-    return Row(
-        key,
-        tuple(words),
-        tuple(Cell(_fraction(figure), measure) for figure, measure in zip(figures, measures, strict=True)),
-    )
-
-
-def _fraction(percent: float | None) -> float | None:
-    return None if percent is None else round(percent / 100, 6)

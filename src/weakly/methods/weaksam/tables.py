@@ -308,12 +308,8 @@ def _row(key: str, words: tuple[str, ...], published: Figures, measures: Iterabl
     columns = max(len(published), len(given))
     figures = [*published, *[None] * (columns - len(published))]
     known: list[Measure | None] = [*given, *[None] * (columns - len(given))]
-    cells = (Cell(_fraction(figure), measure) for figure, measure in zip(figures, known, strict=True))
+    cells = (Cell.of(figure, measure) for figure, measure in zip(figures, known, strict=True))
     return Row(key, words, tuple(cells))
-
-
-def _fraction(percent: float | None) -> float | None:
-    return None if percent is None else round(percent / 100, 6)
 
 
 def _small(settings: WeakSamSettings) -> Changes:

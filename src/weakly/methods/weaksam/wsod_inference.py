@@ -250,7 +250,7 @@ def read_detections(path: Path, image_ids: Sequence[int | str], vocabulary: Voca
     Raises:
         UserError: the file is missing or damaged, or names an unknown image or category.
     """
-    categories = {vocabulary.source_id(index): index for index in range(len(vocabulary))}
+    categories = vocabulary.by_source_id()
     rows: dict[int | str, list[tuple[list[float], int, float]]] = {image_id: [] for image_id in image_ids}
     try:
         for row in json.loads(path.read_text("utf-8")):

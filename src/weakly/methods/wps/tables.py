@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from weakly.methods.tables import Cell, Measure, Ordering, Row, Table, Tables
+from weakly.methods.tables import Measure, Ordering, Row, Table, Tables
 from weakly.methods.wps.published import (
     DET_SAM,
     ENCODER,
@@ -87,13 +87,13 @@ def _oracle() -> Table:
         ":best-true": ("of three, the one that is best", "best-true"),
     }
     rows = [
-        _row(f"{kind}{end}", (words, mask), (), _bound("oracle", row, kind))
+        Row.of(f"{kind}{end}", (words, mask), (), _bound("oracle", row, kind))
         for end, (mask, row) in masks.items()
         for kind, words in prompts.items()
         if kind != "point+box" or not end
     ]
     everything = ("none, named by the true mask that overlaps most", "all that it finds")
-    rows.append(_row("everything", everything, (), _bound("everything", "oracle-label")))
+    rows.append(Row.of("everything", everything, (), _bound("everything", "oracle-label")))
     return Table(
         "1",
         "SAM with true prompts",
@@ -246,9 +246,9 @@ def _plus() -> Table:
     defaults = {name: paper[name] for name in sorted(named)}
     both = {**defaults, **plus}
     rows = (
-        _row("paper", ("all", "the paper's settings"), (), _ours(**defaults)),
-        *(_row(name, (name, words), (), _ours(**{**both, **changes})) for name, (words, changes) in WITHOUT.items()),
-        _row("plus", ("none", "preset plus"), (), _ours(**both)),
+        Row.of("paper", ("all", "the paper's settings"), (), _ours(**defaults)),
+        *(Row.of(name, (name, words), (), _ours(**{**both, **changes})) for name, (words, changes) in WITHOUT.items()),
+        Row.of("plus", ("none", "preset plus"), (), _ours(**both)),
     )
     claims = {
         "All ingredients together beat the paper's settings.": ("paper", "plus"),
@@ -277,7 +277,7 @@ def _compared(
     figures: tuple[str, ...] = FIGURES,
 ) -> Table:
     """A table of published rows (key, words, figures), of which some are measured here."""
-    rows = tuple(_row(key, words, found, measures.get(key)) for key, *words, found in published)
+    rows = tuple(Row.of(key, words, found, measures.get(key)) for key, *words, found in published)
     return Table(number, title, head, figures, rows, _orderings(claims), data, notes)
 
 
@@ -315,18 +315,3 @@ def _both(measure: Measure) -> tuple[Measure, ...]:
 def _orderings(claims: Mapping[str, Sequence[str]]) -> tuple[Ordering, ...]:
     """{claim: rows from the lowest to the highest}, by mIoU."""
     return tuple(Ordering(claim, tuple(f"{row}:mIoU" for row in rows)) for claim, rows in claims.items())
-
-
-def _row(key: str, words: Iterable[str], published: Figures, measures: Measures | None = None) -> Row:
-    """A row of published figures, of measures, or of both; without measures it is printed alone."""
-    measures = measures or [None] * len(published)
-    figures = published or (None,) * len(measures)
-    return Row(
-        key,
-        tuple(words),
-        tuple(Cell(_fraction(figure), measure) for figure, measure in zip(figures, measures, strict=True)),
-    )
-
-
-def _fraction(percent: float | None) -> float | None:
-    return None if percent is None else round(percent / 100, 6)

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from weakly.methods.tables import Tables
 from weakly.methods.wps import WpsMethod
 from weakly.methods.wps.settings import PRESETS as WPS_PRESETS
+from weakly.methods.wps.settings import WpsSettings
 
 REGIONS = {"prompter": "regions", "lambda_box": 1.0}
 
@@ -23,6 +25,10 @@ class AnchorPrompterMethod(WpsMethod):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         name: {**WPS_PRESETS[name], "settings": REGIONS} for name in ("default", "paper")
     }
+
+    def tables(self, settings: WpsSettings) -> Tables:  # noqa: ARG002 - it is a row of WPS-SAM's
+        """None of its own."""
+        return Tables()
 
 
 METHOD = AnchorPrompterMethod()

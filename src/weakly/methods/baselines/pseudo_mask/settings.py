@@ -24,7 +24,7 @@ class PseudoMaskSettings:
         segmenter: makes the pseudo-masks: ``"bundled"``, a Hugging Face id, a folder or a ``.pth`` file.
         supervision: ``box``: the segmenter's masks of true boxes. ``mask``: the true masks themselves, strong labels,
             which is the fully supervised MaskFormer of Tables 2 and 5 (``gt-mask``).
-        pad: ``sam`` (bottom and right) or ``center_black``.
+        pad: ``sam`` (bottom and right), ``center_black`` or ``stretch``.
         max_prompts: boxes decoded at once; bounds the memory of making pseudo-masks.
         maskformer: the network.
         augmentation: of its training views.
