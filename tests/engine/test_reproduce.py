@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 
 from weakly.cli import DONE, DONE_WITH_SKIPS, WRONG_USE, main
 from weakly.engine.recipe import load_recipe
-from weakly.engine.reproduce import reproduce
+from weakly.engine.reproduce import WAIT, Reproduction, reproduce
 from weakly.engine.reproduce_plan import base_recipe
+from weakly.engine.runs import lock
 from weakly.evaluation.records import read_records
 from weakly.methods.base import find_method
 from weakly.methods.tables import Cell, Measure, Ordering, Row, Table, Tables
@@ -114,6 +116,56 @@ def test_repetitions_differ_in_their_seeds_and_give_a_spread(recipe_file: Path, 
     seeds = {load_recipe(path / "recipe.yaml").optimisation.seed for path in (work / "out" / "cells").iterdir()}
     assert seeds == {load_recipe(recipe_file).optimisation.seed, 1}
     assert {record.seed for record in found.records()} == {0, 1}
+
+
+def without_a_record(found: Reproduction) -> Path:
+    """The folder of a cell that is trained and not scored, as where a process is still at it."""
+    folder = found.folder / found.results[0].figures["wide"].folder
+    (folder / "metrics.json").unlink()
+    return folder
+
+
+def test_what_another_process_computes_is_left_to_it_and_read_when_it_has_ended(
+    recipe_file: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = reproduce("tiny", recipe_file, work / "out", tables=("2",))
+    record = (first.folder / first.results[0].figures["wide"].folder / "metrics.json").read_bytes()
+    taken = without_a_record(first)
+    waits, states = [], []
+    with contextlib.ExitStack() as other:
+        other.enter_context(lock(taken))
+
+        def wait(seconds: float) -> None:
+            waits.append(seconds)
+            if len(waits) == 3:
+                (taken / "metrics.json").write_bytes(record)
+                other.close()
+
+        monkeypatch.setattr("weakly.engine.reproduce.time.sleep", wait)
+        found = reproduce(
+            "tiny", recipe_file, work / "out", tables=("2",), tell=lambda s: states.append(set(s.missing))
+        )
+    assert waits == [WAIT] * 3
+    assert states == [{"Table 2, wide"}, set()], "the next cell did not wait"
+    assert found.results[0].figures["wide"].values == first.results[0].figures["wide"].values
+    assert (taken / "metrics.json").read_bytes() == record, "nothing was computed twice"
+
+
+def test_a_cell_whose_process_has_died_is_computed(
+    recipe_file: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = without_a_record(reproduce("tiny", recipe_file, work / "out", tables=("2",)))
+    with contextlib.ExitStack() as other:
+        other.enter_context(lock(taken))
+        monkeypatch.setattr("weakly.engine.reproduce.time.sleep", lambda _: other.close())
+        assert not reproduce("tiny", recipe_file, work / "out", tables=("2",)).missing
+    assert (taken / "metrics.json").is_file()
+
+
+def test_nobody_waits_beyond_the_hours(recipe_file: Path, work: Path) -> None:
+    taken = without_a_record(reproduce("tiny", recipe_file, work / "out", tables=("2",)))
+    with lock(taken):
+        assert set(reproduce("tiny", recipe_file, work / "out", tables=("2",), hours=0).missing) == {"Table 2, wide"}
 
 
 def test_targets_are_scored_without_a_student(recipe_file: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,12 +37,15 @@ from weakly.engine.reproduce_plan import (
     paper_tables,
     plan,
 )
-from weakly.engine.runs import lock
+from weakly.engine.runs import FolderInUseError
 from weakly.engine.typed import to_plain
 from weakly.errors import UserError, WeaklyError
 from weakly.evaluation.records import Record, write_records
-from weakly.files import write_atomic, write_json
+from weakly.files import alone, write_atomic, write_json
 from weakly.methods.tables import Cell, Measure, Table, Tables
+
+WAIT = 10.0
+"""Seconds between two looks at cells that another process is computing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +113,8 @@ def reproduce(
 ) -> Reproduction:
     """Measure the tables of a method's paper; what an earlier call has measured in ``out`` is read.
 
-    First comes one run of every figure, then the second of every figure, and so on.
+    First comes one run of every figure, then the second of every figure, and so on. Several processes may do this at
+    once, on one machine or on many that share a disk: each takes cells that no other is computing.
 
     Args:
         method: its name.
@@ -135,23 +140,53 @@ def reproduce(
     baselines = baseline_recipes(base, paper, others, budget)
     chosen = paper.choose(tables)
     started = time.monotonic()
-    with lock(out):
+    with alone(out):
         _claim(out, base)
-        jobs = plan(out, paper, base, baselines, repetitions)
-        shown = [table for table in paper.tables if table in chosen or is_measured(table, jobs)]
-        wanted = {_scored(job): job for n in range(repetitions) for table in shown for job in jobs_of(table, jobs, n)}
-        done: dict[_Scored, Record | str] = {}
-        state = Reproduction(out, paper, base, budget, repetitions, command, _results(shown, jobs, done, out))
-        for number, (scored, job) in enumerate(wanted.items(), 1):
-            if hours is not None and time.monotonic() - started > 3600 * hours and not is_computed(job):
-                continue
-            told = f", {job.measure.setting}" if job.measure.setting else ""
-            console.print(f"[{number}/{len(wanted)}] {job.folder.name}{told}", markup=False)
-            done[scored] = _try(job, partial(compute, job, out / "shared", paper.shared, command))
-            state = replace(state, results=_results(shown, jobs, done, out))
-            _write(state)
-            tell(state)
+    jobs = plan(out, paper, base, baselines, repetitions)
+    shown = [table for table in paper.tables if table in chosen or is_measured(table, jobs)]
+    wanted = {_scored(job): job for n in range(repetitions) for table in shown for job in jobs_of(table, jobs, n)}
+    done: dict[_Scored, Record | str] = {}
+    state = Reproduction(out, paper, base, budget, repetitions, command, _results(shown, jobs, done, out))
+    compute_cell = partial(compute, shared=out / "shared", names=paper.shared, command=command)
+    until = math.inf if hours is None else started + 3600 * hours
+    for scored, outcome in _outcomes(wanted, compute_cell, until):
+        done[scored] = outcome
+        state = replace(state, results=_results(shown, jobs, done, out))
+        _write(state)
+        tell(state)
     return state
+
+
+def _outcomes(
+    wanted: Mapping[_Scored, Job], compute_cell: Callable[[Job], Record], until: float
+) -> Iterator[tuple[_Scored, Record | str]]:
+    """What comes of every cell, one after the other; those that another process is computing come last."""
+    titles = {scored: _title(n, len(wanted), job) for n, (scored, job) in enumerate(wanted.items(), 1)}
+    waiting = list(wanted)
+    while waiting:
+        in_use = []
+        for scored in waiting:
+            job = wanted[scored]
+            if time.monotonic() > until and not is_computed(job):
+                continue
+            if scored in titles:
+                console.print(titles.pop(scored), markup=False)
+            try:
+                outcome = _try(job, compute_cell)
+            except FolderInUseError:
+                in_use.append(scored)
+                continue
+            yield scored, outcome
+        if in_use == waiting:
+            time.sleep(WAIT)
+        elif in_use:
+            console.print(f"{len(in_use)} cells are being computed by another process.", markup=False)
+        waiting = in_use
+
+
+def _title(number: int, total: int, job: Job) -> str:
+    setting = f", {job.measure.setting}" if job.measure.setting else ""
+    return f"[{number}/{total}] {job.folder.name}{setting}"
 
 
 def _claim(out: Path, base: Recipe) -> None:
@@ -180,10 +215,12 @@ def _scored(job: Job) -> _Scored:
     return job.folder, job.measure.setting
 
 
-def _try(job: Job, compute_cell: Callable[[], Record]) -> Record | str:
+def _try(job: Job, compute_cell: Callable[[Job], Record]) -> Record | str:
     """The record of a cell, or one sentence why there is none: a missing model costs its cells, not the tables."""
     try:
-        return compute_cell()
+        return compute_cell(job)
+    except FolderInUseError:
+        raise
     except WeaklyError as error:
         console.print(f"{job.folder.name} is left out: {error}", markup=False)
         return str(error)

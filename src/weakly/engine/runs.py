@@ -39,6 +39,10 @@ from weakly.files import one_sentence_errors, remove_leftovers, write_atomic, wr
 from weakly.methods.base import Skipped, Workspace
 
 
+class FolderInUseError(UserError):
+    """Another process is working on a folder."""
+
+
 @dataclass(frozen=True)
 class Run:
     """Paths inside one run folder."""
@@ -149,7 +153,8 @@ def claim(run: Run, recipe: Recipe) -> Iterator[None]:
     """Hold a run folder for one command, for one recipe; the further processes of DDP belong to the first.
 
     Raises:
-        UserError: another process works on it, it was made with another recipe, or it is a folder of other things.
+        FolderInUseError: another process works on it.
+        UserError: it was made with another recipe, or it is a folder of other things.
     """
     if not main_process():
         yield
@@ -176,7 +181,11 @@ def claim(run: Run, recipe: Recipe) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """One process per folder; the lock ends with the process, however that ends."""
+    """One process per folder; the lock ends with the process, however that ends.
+
+    Raises:
+        FolderInUseError: another process works on it.
+    """
     with one_sentence_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = (folder / ".lock").open("a+")
@@ -184,7 +193,7 @@ def lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(
+            raise FolderInUseError(
                 f"Another process is working on {folder}; wait until it has ended or choose another folder with --out."
             ) from error
         yield

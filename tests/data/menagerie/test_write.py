@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -21,6 +23,7 @@ from weakly.data.menagerie.sheet import GAP, contact_sheet
 from weakly.data.menagerie.write import RESERVED_SEEDS, instance_segmentation, write_partimagenet, write_voc
 from weakly.data.menagerie.write_voc import VOC_CLASSES, voc_palette
 from weakly.errors import UserError, WeaklyError
+from weakly.files import alone
 from weakly.segmentation import decode_masks, rle_from_coco
 
 CHUNK = 4
@@ -258,6 +261,19 @@ class TestResuming:
         before = content(worlds[layout])
         WRITERS[layout](worlds[layout], SPLITS, seed=SEED, size=SIZE)
         assert content(worlds[layout]) == before
+
+    def test_one_process_draws_and_the_other_finds_the_world(self, worlds, layout, tmp_path) -> None:
+        root = tmp_path / "world"
+        drawing = threading.Thread(target=WRITERS[layout], args=(root, SPLITS), kwargs={"seed": SEED, "size": SIZE})
+        with alone(root):
+            drawing.start()
+            drawing.join(0.5)
+            assert drawing.is_alive() and not (root / "images").exists() and not (root / "JPEGImages").exists()
+            shutil.copytree(worlds[layout], root, dirs_exist_ok=True)
+            before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+        drawing.join(60)
+        assert not drawing.is_alive()
+        assert {path: path.stat().st_mtime_ns for path in before} == before
 
     def test_growing_and_adding_splits_keeps_images_and_ends_with_the_same_bytes(
         self, worlds, layout, tmp_path

@@ -30,7 +30,7 @@ from weakly.data.menagerie.kinds import KINDS, PARTS_OF
 from weakly.data.menagerie.roles import ROLES
 from weakly.data.menagerie.textures import SETTINGS
 from weakly.errors import UserError, WeaklyError
-from weakly.files import remove_leftovers, write_atomic, write_json
+from weakly.files import alone, remove_leftovers, write_atomic, write_json
 
 RESERVED_SEEDS: Mapping[int, str] = {
     730_001: "training the bundled models",
@@ -135,14 +135,24 @@ def write_world(
     """
     _check_request(world, splits, workers)
     manifest = _claim(world, layout, splits)
-    todo = {split: count for split, count in splits.items() if not manifest["splits"][split]["finished"]}
-    if todo:
-        _remove_temporary_files(world.root, layout)
+    if _unfinished(manifest, splits):
+        with alone(world.root):
+            manifest = _write_missing(world, layout, splits, workers or _cores(), progress)
+    _remove_chunk_files(world.root, manifest)
+
+
+def _write_missing(
+    world: World, layout: Layout, splits: Mapping[str, int], workers: int, progress: Progress | None
+) -> dict[str, Any]:
+    """Draw what is missing; the manifest as it is then."""
+    manifest = _claim(world, layout, splits)  # another process may have drawn it since
+    todo = _unfinished(manifest, splits)
+    _remove_temporary_files(world.root, layout)
     chunks = [chunk for split, count in todo.items() for chunk in _chunks(split, count)]
     missing = [chunk for chunk in chunks if _load(world.root, chunk) is None]
     total = sum(splits.values())
     done = total - sum(map(len, missing))
-    for chunk in _draw_all(world, layout, missing, workers or _cores()):
+    for chunk in _draw_all(world, layout, missing, workers):
         done += len(chunk)
         if progress is not None:
             progress(done, total)
@@ -150,7 +160,11 @@ def write_world(
         layout.finish(world, split, [entry for chunk in _chunks(split, count) for entry in _drawn(world.root, chunk)])
         manifest["splits"][split]["finished"] = True
         write_json(world.root / MANIFEST, manifest)
-    _remove_chunk_files(world.root, manifest)
+    return manifest
+
+
+def _unfinished(manifest: Mapping[str, Any], splits: Mapping[str, int]) -> dict[str, int]:
+    return {split: count for split, count in splits.items() if not manifest["splits"][split]["finished"]}
 
 
 def write_if_changed(path: Path, content: bytes) -> None:

@@ -14,13 +14,11 @@ ViT-B/16, so 25 GB for the 10,582 images of VOC with 8 views each. Both files ar
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -35,7 +33,7 @@ from PIL import Image
 
 from weakly.data.images import read_image
 from weakly.errors import UserError
-from weakly.files import one_sentence_errors, write_json
+from weakly.files import alone, one_sentence_errors, write_json
 from weakly.foundation.clip import Clip, normalise
 from weakly.methods.fma.settings import ViewSettings
 
@@ -177,7 +175,7 @@ def encode_views(
     shapes: dict[str, tuple[int, ...]] = {"embeddings.f32": (settings.count, clip.joint_width)}
     if inputs:
         shapes["inputs.f16"] = (settings.count, 1 + side * side, clip.width)
-    with _alone(folder):
+    with alone(folder):  # another process then finds the work done
         _encode(folder, content, clip, paths, keys, settings, shapes, progress or (lambda _done, _total: None))
     arrays = {file: np.memmap(folder / file, _dtype(file), "r", shape=(len(keys), *shapes[file])) for file in shapes}
     return Views(tuple(keys), settings, arrays["embeddings.f32"], arrays.get("inputs.f16"), (side, side))
@@ -219,17 +217,6 @@ def _encode(
     finally:
         for handle in files.values():
             handle.close()
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time appends; another waits, and then finds the work done."""
-    with one_sentence_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / ".lock").open("a")
-    with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _append(clip: Clip, views: NDArray[np.uint8], files: dict[str, BinaryIO]) -> None:
