@@ -34,7 +34,7 @@ def benchmark(
     segmenter: str = "random-vit-b",
     clip: str = "random-vit-b-16",
     images: int = 2,
-    map_images: int = 8,
+    map_images: int = 40,
     height: int = 375,
     width: int = 500,
     points_per_side: int = 32,

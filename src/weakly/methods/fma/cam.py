@@ -151,10 +151,9 @@ class _Tail:
         hidden = last_input[:, 1:] + block.self_attn.out_proj(found.seen.transpose(1, 2).flatten(2))
         self._norm2 = _Norm(block.layer_norm2, hidden)
         inner = block.mlp.fc1(self._norm2.output)
-        activation = torch.func.vjp(block.mlp.activation_fn, inner)
-        (slope,) = activation[1](inner.new_ones(()).expand_as(inner))
-        post = self._post_norm = _Norm(vision.post_layernorm, hidden + block.mlp.fc2(activation[0]))
-        self._slope: Tensor = slope * post.scale
+        active, slope_times = torch.func.vjp(block.mlp.activation_fn, inner)
+        (self._slope,) = slope_times(inner.new_ones(()).expand_as(inner))
+        post = self._post_norm = _Norm(vision.post_layernorm, hidden + block.mlp.fc2(active))
         self._unit_inner = post.unit @ block.mlp.fc2.weight
         self.embeddings: Tensor = self._projection(post.output.mean(1)).float()
 
@@ -164,7 +163,7 @@ class _Tail:
 
         The mean over patches gives all of them the same gradient u of the last norm's output x. That of its input,
         ``scale (u' - x (x u) / K)``, is a vector of the class and a multiple of x: so is its product with the weights
-        of the MLP, and that of x (``_unit_inner``) serves all classes.
+        of the MLP, and that of x (``_unit_inner``) serves all classes. The scale of a patch comes last.
         """
         post, mlp = self._post_norm, self._mlp
         patches, width = post.unit.shape[1:]
@@ -172,8 +171,8 @@ class _Tail:
         centred = (scaled - scaled.mean(-1, keepdim=True))[:, :, None]
         along = -(scaled @ post.unit.mT / width)[..., None]
         inner = torch.addcmul(centred @ mlp.fc2.weight, along, self._unit_inner[:, None]).mul_(self._slope[:, None])
-        change = torch.addcmul(centred, along, post.unit[:, None]).mul_(post.scale[:, None])
-        change += self._norm2.pull(inner @ mlp.fc1.weight)
+        change = torch.addcmul(centred, along, post.unit[:, None])
+        change = change.add_(self._norm2.pull(inner @ mlp.fc1.weight)).mul_(post.scale[:, None])
         return self._pull_attention(by_head(self._attention, change @ self._attention.out_proj.weight))
 
     def _pull_attention(self, change: Tensor) -> Tensor:
