@@ -7,8 +7,6 @@ of this machine, wall-clock and of the processor; only their ratios carry over t
 
 from __future__ import annotations
 
-import os
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import auto_cli
 from numpy.typing import NDArray
 
+from command import machine, run_command
 from fma_maps import BACKGROUNDS, build_clip, compare_maps
 from fma_masks import build_segmenter, compare_mask_generation
 from weakly import __version__
 from weakly.data.menagerie.scene import render_scene
-from weakly.errors import WeaklyError
 from weakly.files import write_json
 from weakly.foundation.mask_settings import AutomaticMaskSettings
 
@@ -110,17 +107,6 @@ def rendered(seed: int, index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(render_scene(seed, index, max(size)).image[:height, :width])
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the times depend on."""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-    }
-
-
 def say(result: dict[str, Any], out: Path) -> None:
     """The figures in a few lines."""
     masks, maps = result["masks"], result["maps"]
@@ -165,12 +151,7 @@ def verdict(part: dict[str, Any]) -> str:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command line; a user's error is one sentence."""
-    try:
-        code: int = auto_cli(benchmark, as_positional=False, args=None if args is None else list(args))
-    except WeaklyError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return code
+    return run_command(benchmark, args)
 
 
 if __name__ == "__main__":

@@ -18,16 +18,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel, CLIPSegForImageSegmentation, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from fma import machine, verdict
+from command import machine, run_command
+from fma import verdict
 from partclip_steps import IMAGE_SIZE, SIDES, UNFACTORED, Outputs
 from weakly import __version__
 from weakly.data.part_lists import part_list
-from weakly.errors import UserError, WeaklyError
+from weakly.errors import UserError
 from weakly.files import write_json
 from weakly.foundation.clipseg import Preprocessing, attach_decoder, load_clipseg
 from weakly.foundation.pretraining.small_clip import build_tokenizer
@@ -291,12 +291,7 @@ def words(name: str) -> str:
 def main(args: Sequence[str] | None = None) -> int:
     """The command line; a user's error is one sentence."""
     disable_progress_bar()
-    try:
-        code: int = auto_cli(benchmark, as_positional=False, args=None if args is None else list(args))
-    except WeaklyError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return code
+    return run_command(benchmark, args)
 
 
 if __name__ == "__main__":

@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jsonargparse import auto_cli
 from lightning.pytorch.utilities import move_data_to_device
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
+from command import run_command
 from fma import rendered
 from partclip_reference import reference_attention_loss, reference_mask_loss, unfactored
 from side_by_side import timed
 from weakly.data.part_lists import part_list
-from weakly.errors import WeaklyError
 from weakly.files import write_json
 from weakly.foundation.clipseg import ClipSeg
 from weakly.methods.optimisation import Optimisation
@@ -250,12 +249,7 @@ def resident(field: Literal["VmRSS", "VmHWM"]) -> int:
 def main(args: Sequence[str] | None = None) -> int:
     """The command line; a user's error is one sentence."""
     disable_progress_bar()
-    try:
-        code: int = auto_cli(measure, as_positional=False, args=None if args is None else list(args))
-    except WeaklyError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return code
+    return run_command(measure, args)
 
 
 if __name__ == "__main__":

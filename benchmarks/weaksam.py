@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 
-from fma import machine, rendered, verdict
+from command import machine, run_command
+from fma import rendered, verdict
 from fma_masks import build_segmenter
 from weakly import __version__
-from weakly.errors import UserError, WeaklyError
+from weakly.errors import UserError
 from weakly.files import write_json
 from weakly.methods.weaksam.proposal_settings import GridSettings, ProposalSettings
 from weaksam_peaks import compare_peaks
@@ -132,12 +132,7 @@ def say_times(part: dict[str, Any]) -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command line; a user's error is one sentence."""
-    try:
-        code: int = auto_cli(benchmark, as_positional=False, args=None if args is None else list(args))
-    except WeaklyError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return code
+    return run_command(benchmark, args)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ compared step by step. Times are seconds on this machine; only their ratio carri
 from __future__ import annotations
 
 import copy
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -19,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import SamConfig, SamModel, SamVisionConfig
 
+from command import machine, run_command
 from weakly import __version__
 from weakly.data.dataset import Dataset
 from weakly.data.menagerie.write import write_partimagenet
 from weakly.data.partimagenet import read_partimagenet
-from weakly.errors import WeaklyError
 from weakly.files import write_json
 from weakly.foundation.feature_codec import FEATURE_DTYPES, FeatureDtype, drift, image_bytes
 from weakly.foundation.features import FeatureStore
@@ -357,17 +354,6 @@ def median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the times depend on."""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-    }
-
-
 def say(result: dict[str, Any], out: Path) -> None:
     """The figures in a few lines."""
     seconds, gflop = result["seconds"], result["gflop"]
@@ -397,12 +383,7 @@ def say(result: dict[str, Any], out: Path) -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command line; a user's error is one sentence."""
-    try:
-        code: int = auto_cli(benchmark, as_positional=False, args=None if args is None else list(args))
-    except WeaklyError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return code
+    return run_command(benchmark, args)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,13 @@ def load_benchmark(name: str) -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="module", autouse=True)
+def beside_each_other() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield
+
+
 @pytest.fixture(scope="module")
 def wps_training() -> ModuleType:
     return load_benchmark("wps_training")
@@ -141,10 +148,8 @@ def test_wps_training_help_and_user_errors(wps_training, tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def fma() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield load_benchmark("fma")
+def fma() -> ModuleType:
+    return load_benchmark("fma")
 
 
 @pytest.fixture(scope="module")

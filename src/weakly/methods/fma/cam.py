@@ -151,9 +151,9 @@ class _Tail:
         hidden = last_input[:, 1:] + block.self_attn.out_proj(found.seen.transpose(1, 2).flatten(2))
         self._norm2 = _Norm(block.layer_norm2, hidden)
         inner = block.mlp.fc1(self._norm2.output)
-        active, slope_times = torch.func.vjp(block.mlp.activation_fn, inner)
-        (self._slope,) = slope_times(inner.new_ones(()).expand_as(inner))
-        post = self._post_norm = _Norm(vision.post_layernorm, hidden + block.mlp.fc2(active))
+        activation = torch.func.vjp(block.mlp.activation_fn, inner)
+        (self._slope,) = activation[1](inner.new_ones(()).expand_as(inner))
+        post = self._post_norm = _Norm(vision.post_layernorm, hidden + block.mlp.fc2(activation[0]))
         self._unit_inner = post.unit @ block.mlp.fc2.weight
         self.embeddings: Tensor = self._projection(post.output.mean(1)).float()
 
