@@ -21,6 +21,7 @@ from transformers.models.clipseg.modeling_clipseg import CLIPSegDecoder
 
 from weakly.foundation.clip import Clip
 from weakly.foundation.clipseg import ClipSeg, attach_decoder, bundled_preprocessing
+from weakly.foundation.clipseg_head import read_maps
 from weakly.foundation.pretraining.captioned import CaptionedBank
 from weakly.foundation.pretraining.clipseg_phrases import VOID, PhraseBatch, PhraseBatches
 from weakly.foundation.pretraining.recipe import ClipSegTraining
@@ -74,7 +75,7 @@ def decode(decoder: CLIPSegDecoder, taps: Tensor, texts: Tensor) -> Tensor:
     for layer, more in zip(part.layers[1:], reduced[1:], strict=True):
         hidden = layer(more + hidden, None)
     side = round((hidden.shape[1] - 1) ** 0.5)
-    logits: Tensor = part.transposed_convolution(hidden[:, 1:].mT.unflatten(2, (side, side)))
+    logits = read_maps(part.transposed_convolution, hidden[:, 1:], (side, side))
     return logits.unflatten(0, (images, phrases)).squeeze(2)
 
 

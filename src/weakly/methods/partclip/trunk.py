@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from weakly.errors import UserError
 from weakly.foundation.clipseg import ClipSeg
+from weakly.foundation.clipseg_head import read_maps
 
 BackgroundVector = Literal["learned", "frozen"]
 """The embedding of the background prompt learns, or stays as it was drawn, as in the release (D10)."""
@@ -61,7 +62,7 @@ class VisualAdapter(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(..., K_v) to the same shape."""
         adapted = functional.relu(self.up(functional.relu(self.down(tokens))))
-        return torch.lerp(tokens, adapted, ADAPTER_SHARE)
+        return torch.lerp(tokens, adapted.to(tokens.dtype), ADAPTER_SHARE)
 
 
 class ClipSegStudent(nn.Module):
@@ -147,7 +148,7 @@ class ClipSegStudent(nn.Module):
 
     def masks(self, head: nn.Module, features: Tensor) -> Tensor:
         """(B, m, L, d) features to (B, m, S, S) logits."""
-        maps = head(features.flatten(0, 1).mT.unflatten(2, self.grid))
+        maps = read_maps(head, features.flatten(0, 1), self.grid)
         if maps.shape[-1] != self.side:  # the library's refined head has S pixels where a patch has 16, and only there
             maps = functional.interpolate(maps, (self.side, self.side), mode="bilinear", align_corners=False)
         return maps.squeeze(1).unflatten(0, features.shape[:2])
