@@ -97,13 +97,14 @@ class MethodContract:
 
     # Training ---------------------------------------------------------------------------------------------------
 
+    @pytest.mark.parametrize("bfloat16", [False, True], ids=["32-true", "bf16-mixed"])
     def test_one_step_gives_every_trained_parameter_a_finite_gradient(
-        self, settings: Any, dataset: Dataset, workspace: Workspace
+        self, settings: Any, dataset: Dataset, workspace: Workspace, bfloat16: bool
     ) -> None:
         learner = self.fresh(settings, dataset)
         data = self.method.prepare(settings, dataset, workspace)
         batch = next(iter(learner.loader(data, batch_size=len(dataset), shuffle=False, seed=0)))
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             warnings.simplefilter("ignore")  # there is no trainer to log to
             loss = learner.training_step(batch, 0)
         loss.backward()
