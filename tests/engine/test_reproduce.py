@@ -12,11 +12,13 @@ import pytest
 from weakly.cli import DONE, DONE_WITH_SKIPS, WRONG_USE, main
 from weakly.engine.recipe import load_recipe
 from weakly.engine.reproduce import WAIT, Reproduction, reproduce
+from weakly.engine.reproduce_cells import Job
 from weakly.engine.reproduce_plan import base_recipe
 from weakly.engine.runs import lock
+from weakly.errors import UserError
 from weakly.evaluation.records import read_records
 from weakly.methods.base import find_method
-from weakly.methods.tables import Cell, Measure, Ordering, Row, Table, Tables
+from weakly.methods.tables import Baseline, Cell, Measure, Ordering, Row, Table, Tables
 
 FIGURE = "dataset41.miou"
 ORACLE = Measure(scored="reference", reference=("oracle", "final"), figure=FIGURE)
@@ -166,6 +168,22 @@ def test_nobody_waits_beyond_the_hours(recipe_file: Path, work: Path) -> None:
     taken = without_a_record(reproduce("tiny", recipe_file, work / "out", tables=("2",)))
     with lock(taken):
         assert set(reproduce("tiny", recipe_file, work / "out", tables=("2",), hours=0).missing) == {"Table 2, wide"}
+
+
+def test_further_runs_of_baselines_come_last(recipe_file: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Measure({"settings.hidden": 8}, seeds=("optimisation.seed",), figure=FIGURE, baseline="wide")
+    cells = {"other": Cell(None, other), "plain": Cell(None, STUDENT)}
+    tables = Tables(tables=(table("1", cells, "other", "plain"),), baselines={"wide": Baseline("tiny", ("settings",))})
+    begun: list[str] = []
+
+    def fail(job: Job, **_: Any) -> None:
+        begun.append(job.folder.name.removeprefix("table-1-")[:-9])
+        raise UserError("not today")
+
+    monkeypatch.setattr(type(find_method("tiny")), "tables", lambda self, settings: tables)
+    monkeypatch.setattr("weakly.engine.reproduce.compute", fail)
+    reproduce("tiny", recipe_file, work / "out", repetitions=3)
+    assert begun == ["other", "plain", "plain-1", "plain-2", "other-1", "other-2"]
 
 
 def test_targets_are_scored_without_a_student(recipe_file: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -113,8 +114,8 @@ def reproduce(
 ) -> Reproduction:
     """Measure the tables of a method's paper; what an earlier call has measured in ``out`` is read.
 
-    First comes one run of every figure, then the second of every figure, and so on. Several processes may do this at
-    once, on one machine or on many that share a disk: each takes cells that no other is computing.
+    First comes one run of every figure, then further runs of the method's own, then of its baselines. Several processes
+    may do this at once, on one machine or on many that share a disk: each takes cells that no other is computing.
 
     Args:
         method: its name.
@@ -144,30 +145,49 @@ def reproduce(
         _claim(out, base)
     jobs = plan(out, paper, base, baselines, repetitions)
     shown = [table for table in paper.tables if table in chosen or is_measured(table, jobs)]
-    wanted = {_scored(job): job for n in range(repetitions) for table in shown for job in jobs_of(table, jobs, n)}
-    done: dict[_Scored, Record | str] = {}
-    state = Reproduction(out, paper, base, budget, repetitions, command, _results(shown, jobs, done, out))
+    wanted = {_scored(job): job for job in _in_order(shown, jobs, repetitions)}
     compute_cell = partial(compute, shared=out / "shared", names=paper.shared, command=command)
     until = math.inf if hours is None else started + 3600 * hours
-    for scored, outcome in _outcomes(wanted, compute_cell, until):
-        done[scored] = outcome
+    done: dict[_Scored, Record | str] = {**_stored(wanted, compute_cell)}
+    state = Reproduction(out, paper, base, budget, repetitions, command, _results(shown, jobs, done, out))
+    _write(state)
+    tell(state)
+    for scored, outcome in _outcomes(wanted, done, compute_cell, until):
+        done.update({**_stored(wanted, compute_cell), scored: outcome})
         state = replace(state, results=_results(shown, jobs, done, out))
         _write(state)
         tell(state)
     return state
 
 
+def _in_order(tables: Sequence[Table], jobs: Jobs, repetitions: int) -> list[Job]:
+    """The first run of every figure; then the further runs, first of the paper's method: baselines take longer."""
+    first, *further = ([job for table in tables for job in jobs_of(table, jobs, n)] for n in range(repetitions))
+    ours, others = [], []
+    for job in chain.from_iterable(further):
+        (ours if job.measure.baseline is None else others).append(job)
+    return [*first, *ours, *others]
+
+
+def _stored(wanted: Mapping[_Scored, Job], compute_cell: Callable[[Job], Record]) -> dict[_Scored, Record]:
+    """Cells that earlier calls and other processes have computed."""
+    return {scored: compute_cell(job) for scored, job in wanted.items() if is_computed(job)}
+
+
 def _outcomes(
-    wanted: Mapping[_Scored, Job], compute_cell: Callable[[Job], Record], until: float
+    wanted: Mapping[_Scored, Job],
+    done: Mapping[_Scored, object],
+    compute_cell: Callable[[Job], Record],
+    until: float,
 ) -> Iterator[tuple[_Scored, Record | str]]:
-    """What comes of every cell, one after the other; those that another process is computing come last."""
+    """What comes of every cell that is not done; those that another process is computing come last."""
     titles = {scored: _title(n, len(wanted), job) for n, (scored, job) in enumerate(wanted.items(), 1)}
-    waiting = list(wanted)
+    waiting = [scored for scored in wanted if scored not in done]
     while waiting:
         in_use = []
         for scored in waiting:
             job = wanted[scored]
-            if time.monotonic() > until and not is_computed(job):
+            if scored in done or time.monotonic() > until:
                 continue
             if scored in titles:
                 console.print(titles.pop(scored), markup=False)
