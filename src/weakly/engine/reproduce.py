@@ -162,11 +162,9 @@ def reproduce(
 
 def _in_order(tables: Sequence[Table], jobs: Jobs, repetitions: int) -> list[Job]:
     """The first run of every figure; then the further runs, first of the paper's method: baselines take longer."""
-    first, *further = ([job for table in tables for job in jobs_of(table, jobs, n)] for n in range(repetitions))
-    ours, others = [], []
-    for job in chain.from_iterable(further):
-        (ours if job.measure.baseline is None else others).append(job)
-    return [*first, *ours, *others]
+    first, *more = ([job for table in tables for job in jobs_of(table, jobs, n)] for n in range(repetitions))
+    further = list(chain.from_iterable(more))
+    return [*first, *sorted(further, key=lambda job: job.measure.baseline is not None)]
 
 
 def _stored(wanted: Mapping[_Scored, Job], compute_cell: Callable[[Job], Record]) -> dict[_Scored, Record]:
