@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from weakly.data.images import confined, image_header, image_size, list_images, read_image
+from weakly.data.images import confined, image_header, image_size, list_images, read_image, read_mirrored
 from weakly.errors import UserError
 
 Save = Callable[..., Path]
@@ -50,6 +50,12 @@ def test_labels_see_the_stored_frame_and_people_the_upright_one(tmp_path: Path, 
 
 def test_nonsense_orientation_counts_as_upright(tmp_path: Path) -> None:
     assert image_header(with_orientation(tmp_path / "o.png", 42)).orientation == 1
+
+
+def test_mirrored_left_to_right(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(QUADRANTS).save(path)
+    assert np.array_equal(read_mirrored(path), QUADRANTS[:, ::-1])
 
 
 def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:

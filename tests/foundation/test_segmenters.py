@@ -256,7 +256,7 @@ class SegmenterContract:
     @pytest.mark.parametrize("kind", KINDS)
     def test_a_student_trains_on_it_and_predicts(self, segmenter, tmp_path, monkeypatch, kind):
         """WPS-SAM as a whole: features stored, the student's channels held, steps taken, images segmented."""
-        monkeypatch.setattr(weakly.methods.wps, "frozen_segmenter", lambda *_: segmenter)
+        monkeypatch.setattr(weakly.methods.wps, "frozen_segmenter", lambda *_, **__: segmenter)
         settings = WpsSettings(supervision=kind, queries=4, width=16, heads=2, layers=1, ffn=16, downsamples=1)
         workspace = Workspace(tmp_path / "run", tmp_path / "features", feature_dtype="float32")
         dataset = boxed_dataset(tmp_path)

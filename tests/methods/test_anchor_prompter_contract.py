@@ -12,7 +12,7 @@ from tiny_segmenter import rectangle_dataset, sources_of, tiny_sam_folder
 from weakly.data.dataset import Dataset
 from weakly.methods.base import ImageSource, Learner, Workspace
 from weakly.methods.baselines.anchor_prompter import METHOD
-from weakly.methods.wps import frozen_segmenter
+from weakly.methods.frozen import frozen_segmenter
 from weakly.methods.wps.settings import RegionSettings, WpsSettings
 
 
@@ -45,7 +45,7 @@ class TestAnchorPrompter(MethodContract):
         return sources_of(dataset)
 
     def frozen(self, settings: WpsSettings, workspace: Workspace) -> torch.nn.Module:
-        return frozen_segmenter(settings.segmenter, settings.pad, workspace.device)
+        return frozen_segmenter(settings.segmenter, workspace.device, pad=settings.pad)
 
     def silence(self, learner: Learner) -> None:
         with torch.no_grad():

@@ -14,7 +14,7 @@ from weakly.data.dataset import Dataset
 from weakly.methods.base import ImageSource, Learner, Workspace
 from weakly.methods.baselines.det_sam import METHOD, DetSamSettings
 from weakly.methods.baselines.det_sam.model import FasterRcnn
-from weakly.methods.wps import frozen_segmenter
+from weakly.methods.frozen import frozen_segmenter
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ class DetSamContract(MethodContract):
         return sources_of(dataset)
 
     def frozen(self, settings: DetSamSettings, workspace: Workspace) -> torch.nn.Module:
-        return frozen_segmenter(settings.segmenter, settings.pad, workspace.device)
+        return frozen_segmenter(settings.segmenter, workspace.device, pad=settings.pad)
 
     def silence(self, learner: Learner) -> None:
         with torch.no_grad():

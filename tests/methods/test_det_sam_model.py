@@ -24,8 +24,8 @@ from weakly.methods.baselines.det_sam.losses import Answers
 from weakly.methods.baselines.det_sam.model import Detector, FasterRcnn
 from weakly.methods.baselines.det_sam.settings import DetrSettings, DetSamSettings, RcnnSettings
 from weakly.methods.baselines.det_sam.targets import DetSamBatch
+from weakly.methods.frozen import frozen_segmenter
 from weakly.methods.simple_pyramid import SimplePyramid
-from weakly.methods.wps import frozen_segmenter
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def segmenter_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def built(settings: DetSamSettings) -> Detector:
     torch.manual_seed(0)
-    return build_detector(settings, 3, frozen_segmenter(settings.segmenter, settings.pad))
+    return build_detector(settings, 3, frozen_segmenter(settings.segmenter, pad=settings.pad))
 
 
 @pytest.mark.parametrize("scales", [(4, 2, 1, 0.5, 0.25), (2, 1), (1, 0.5)])
@@ -119,7 +119,7 @@ def test_a_description_is_all_it_takes_besides_the_settings(
     settings = tiny_settings(segmenter_folder, detector, backbone)
     student = built(settings)
     described = json.loads(json.dumps(student.described()))
-    again = rebuild_detector(settings, described, 3, frozen_segmenter(settings.segmenter, settings.pad))
+    again = rebuild_detector(settings, described, 3, frozen_segmenter(settings.segmenter, pad=settings.pad))
     again.load_state_dict(student.state_dict())
     assert any(name.startswith(student.backbone) for name in student.state_dict()) == (backbone != "segmenter")
 
@@ -135,7 +135,7 @@ def test_a_pretrained_resnet_is_loaded_frozen_and_not_needed_again(segmenter_fol
     trained = {name.split(".")[0] for name, p in body.named_parameters() if p.requires_grad}
     assert trained == {"layer2", "layer3", "layer4"}
     (tmp_path / "resnet.pth").unlink()
-    segmenter = frozen_segmenter(settings.segmenter, settings.pad)
+    segmenter = frozen_segmenter(settings.segmenter, pad=settings.pad)
     rebuild_detector(settings, {}, 3, segmenter).load_state_dict(student.state_dict())
     with pytest.raises(UserError, match="cannot be loaded"):
         built(settings)
@@ -143,7 +143,7 @@ def test_a_pretrained_resnet_is_loaded_frozen_and_not_needed_again(segmenter_fol
 
 def test_a_pretrained_detr_gets_a_new_class_head_alone(segmenter_folder: Path, tmp_path: Path) -> None:
     settings = tiny_settings(segmenter_folder, "detr", "resnet18")
-    source = build_detector(settings, 5, frozen_segmenter(settings.segmenter, settings.pad))
+    source = build_detector(settings, 5, frozen_segmenter(settings.segmenter, pad=settings.pad))
     assert isinstance(source, ResNetDetr)
     assert not any("FrozenBatchNorm" in type(module).__name__ for module in source.modules()), "random weights learn"
     from transformers import DetrForObjectDetection
@@ -161,7 +161,7 @@ def test_a_pretrained_detr_gets_a_new_class_head_alone(segmenter_folder: Path, t
     assert trained == {"layer2", "layer3", "layer4"}
     student.answers(torch.zeros(1, 3, 64, 64))
     described = json.loads(json.dumps(student.described()))
-    segmenter = frozen_segmenter(settings.segmenter, settings.pad)
+    segmenter = frozen_segmenter(settings.segmenter, pad=settings.pad)
     rebuild_detector(pretrained, described, 3, segmenter).load_state_dict(student.state_dict())
     with pytest.raises(ValueError, match="3 outputs, not 4"):
         rebuild_detector(pretrained, described, 4, segmenter)

@@ -26,8 +26,8 @@ from weakly.methods.baselines.det_sam.model import Found
 from weakly.methods.baselines.det_sam.predictor import DetSamPredictor, in_images
 from weakly.methods.baselines.oracle import oracle
 from weakly.methods.embedding import find_store
+from weakly.methods.frozen import frozen_segmenter
 from weakly.methods.optimisation import Optimisation
-from weakly.methods.wps import frozen_segmenter
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_stored_embeddings_are_not_made_again(
     segmenter_folder: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny_settings(segmenter_folder, "faster-rcnn", "resnet18")
-    segmenter = frozen_segmenter(settings.segmenter, settings.pad)
+    segmenter = frozen_segmenter(settings.segmenter, pad=settings.pad)
     store = FeatureStore.open(tmp_path / "features", segmenter, "float32")  # type: ignore[arg-type]
     store.build([sample.path for sample in dataset], batch_size=4)
     assert find_store(tmp_path / "features", segmenter, "float32") is not None

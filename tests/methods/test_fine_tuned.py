@@ -31,9 +31,9 @@ from weakly.methods.baselines.fine_tuned.model import (
     tuned_segmenter,
 )
 from weakly.methods.baselines.fine_tuned.targets import readable
+from weakly.methods.frozen import frozen_segmenter
 from weakly.methods.optimisation import Optimisation
 from weakly.methods.wps import METHOD as WPS
-from weakly.methods.wps import frozen_segmenter
 from weakly.methods.wps.learner import prompter_sizes
 from weakly.methods.wps.settings import Jitter
 
@@ -118,7 +118,7 @@ def test_the_tuned_encoder_predicts_and_the_frozen_decoder_decodes(
     learner = make(encoder_lr=1e-3)
     fit(learner, METHOD.prepare(settings, dataset, workspace), tmp_path, 2)
     METHOD.save(learner, tmp_path / "student", {})
-    frozen = frozen_segmenter(settings.segmenter, settings.pad)
+    frozen = frozen_segmenter(settings.segmenter, pad=settings.pad)
     predictor = METHOD.load(tmp_path / "student", workspace)
     assert predictor.segmenter.fingerprint != frozen.fingerprint
     images = frozen.preprocess([dataset.image(0), dataset.image(1)])
@@ -142,7 +142,7 @@ def test_features_of_the_frozen_encoder_are_not_used(
         next(learner.student.image_encoder.parameters()).mul_(1.5)
     METHOD.save(learner, tmp_path / "student", {})
     plain = list(METHOD.load(tmp_path / "student", workspace).predict(sources_of(dataset), batch_size=4))
-    frozen = frozen_segmenter(settings.segmenter, settings.pad)
+    frozen = frozen_segmenter(settings.segmenter, pad=settings.pad)
     FeatureStore.open(workspace.features, frozen, "float32").build([sample.path for sample in dataset])
     again = METHOD.load(tmp_path / "student", workspace).predict(sources_of(dataset), batch_size=4)
     assert all(same_segmentation(a, b) for a, b in zip(plain, again, strict=True))
@@ -166,7 +166,7 @@ def saved_values(step: Callable[[], torch.Tensor]) -> tuple[int, list[torch.Tens
 def test_checkpointing_keeps_less_and_changes_no_gradient(settings: FineTunedSettings, family: str) -> None:
     torch.manual_seed(0)
     if family == "bundled":
-        plain = copy.deepcopy(sam(frozen_segmenter(settings.segmenter, "sam")).model.vision_encoder)
+        plain = copy.deepcopy(sam(frozen_segmenter(settings.segmenter)).model.vision_encoder)
         plain.requires_grad_(True).train()
         names = ["Sequential"] * 4 + ["ResidualBlock"] * 2
     else:
@@ -201,7 +201,7 @@ def test_checkpointing_keeps_less_and_changes_no_gradient(settings: FineTunedSet
 
 def test_batch_norms_keep_the_statistics_they_came_with(settings: FineTunedSettings) -> None:
     encoder = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
-    segmenter = frozen_segmenter(settings.segmenter, "sam")
+    segmenter = frozen_segmenter(settings.segmenter)
     student = FineTunedPrompter(encoder, **prompter_sizes(settings, 3, segmenter)).train()
     student.image_encoder(torch.randn(2, 3, 8, 8) + 5)
     assert student.training and encoder[0].training
@@ -251,7 +251,7 @@ def test_a_student_of_another_segmenter_is_refused(make: Make, workspace: Worksp
 
 
 def test_the_frozen_segmenter_stays_whole(settings: FineTunedSettings) -> None:
-    frozen = sam(frozen_segmenter(settings.segmenter, "sam"))
+    frozen = sam(frozen_segmenter(settings.segmenter))
     student = build_student(settings, 3, frozen)
     tuned = tuned_segmenter(frozen, student.image_encoder)
     assert tuned.model.vision_encoder is student.image_encoder
@@ -262,10 +262,10 @@ def test_the_frozen_segmenter_stays_whole(settings: FineTunedSettings) -> None:
 
 
 def test_what_cannot_be_fine_tuned_is_refused_by_name(settings: FineTunedSettings) -> None:
-    class Other(type(frozen_segmenter(settings.segmenter, "sam"))):
+    class Other(type(frozen_segmenter(settings.segmenter))):
         """A relative whose embedding is more than its encoder's output."""
 
-    other = Other(copy.deepcopy(frozen_segmenter(settings.segmenter, "sam").model), "relative")
+    other = Other(copy.deepcopy(frozen_segmenter(settings.segmenter).model), "relative")
     with pytest.raises(UserError, match="encoder of segmenter 'relative' cannot be fine-tuned"):
         build_student(settings, 3, other)
     with pytest.raises(UserError, match=r"settings\.encoder_lr is 0\.0.*method: wps"):

@@ -18,8 +18,8 @@ from weakly.data.dataset import Dataset
 from weakly.errors import UserError
 from weakly.methods.base import ImageSource, Learner, Workspace
 from weakly.methods.fma import METHOD
-from weakly.methods.fma.pipeline import frozen_clip, frozen_segmenter
 from weakly.methods.fma.settings import FmaSettings, RefineSettings
+from weakly.methods.frozen import frozen_clip, frozen_segmenter
 from weakly.methods.optimisation import Optimisation
 
 

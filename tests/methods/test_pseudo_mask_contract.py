@@ -19,9 +19,9 @@ from weakly.errors import UserError
 from weakly.methods.base import ImageSource, Learner, StageDone, Workspace, find_method
 from weakly.methods.baselines.everything import EverythingSettings
 from weakly.methods.baselines.pseudo_mask import METHOD, PseudoMaskSettings
+from weakly.methods.frozen import frozen_segmenter
 from weakly.methods.image_views import Augmentation
 from weakly.methods.optimisation import Optimisation
-from weakly.methods.wps import frozen_segmenter
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ class TestPseudoMask(MethodContract):
         return sources_of(dataset)
 
     def frozen(self, settings: PseudoMaskSettings, workspace: Workspace) -> torch.nn.Module:
-        return frozen_segmenter(settings.segmenter, settings.pad, workspace.device)
+        return frozen_segmenter(settings.segmenter, workspace.device, pad=settings.pad)
 
     def silence(self, learner: Learner) -> None:
         with torch.no_grad():

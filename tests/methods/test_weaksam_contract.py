@@ -20,7 +20,7 @@ from weakly.errors import UserError
 from weakly.foundation.sam import SamSegmenter
 from weakly.labels import Tags
 from weakly.methods.base import ImageSource, Learner, Workspace
-from weakly.methods.fma.pipeline import frozen_segmenter
+from weakly.methods.frozen import frozen_segmenter
 from weakly.methods.optimisation import Optimisation
 from weakly.methods.weaksam import METHOD
 from weakly.methods.weaksam.settings import WeakSamSettings

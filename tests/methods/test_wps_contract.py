@@ -51,7 +51,7 @@ class TestWps(MethodContract):
         return sources_of(dataset)
 
     def frozen(self, settings: WpsSettings, workspace: Workspace) -> torch.nn.Module:
-        return frozen_segmenter(settings.segmenter, settings.pad, workspace.device)
+        return frozen_segmenter(settings.segmenter, workspace.device, pad=settings.pad)
 
     def silence(self, learner: Learner) -> None:
         with torch.no_grad():

@@ -67,7 +67,7 @@ def test_the_pyramid_averages_cells_and_keeps_the_finest(prepared: tuple[WpsSett
 def test_positions_can_start_as_the_segmenters_own_tokens_of_the_cells(
     prepared: tuple[WpsSettings, WpsData],
 ) -> None:
-    segmenter = frozen_segmenter(prepared[0].segmenter, "sam")
+    segmenter = frozen_segmenter(prepared[0].segmenter)
     zeros, tokens = (
         build_region_prompter(replace(prepared[0], position=position), C, segmenter).pyramid.position
         for position in ("zeros", "tokens")

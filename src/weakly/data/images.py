@@ -98,6 +98,16 @@ def read_image(
         return _to_rgb(image, path) if mode == "rgb" else _to_indices(image, path, stretch)
 
 
+def read_mirrored(path: Path) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB of an image file, mirrored left to right.
+
+    Raises:
+        UserError: as :func:`read_image`.
+    """
+    mirrored: NDArray[np.uint8] = np.ascontiguousarray(read_image(path)[:, ::-1])
+    return mirrored
+
+
 def image_size(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(height, width) of the stored frame, from the file's header alone.
 

@@ -11,14 +11,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
 
 from weakly.data.dataset import Dataset
 from weakly.errors import UserError
 from weakly.foundation.mask_settings import AutomaticMaskSettings
-from weakly.foundation.promptable import PromptableSegmenter
-from weakly.methods.base import Score
+from weakly.foundation.promptable import Pad, PromptableSegmenter
+from weakly.methods.base import Score, Workspace
 from weakly.methods.baselines.everything import SAM_EVERYTHING, everything_scores
 from weakly.methods.baselines.oracle import ORACLES, FindStore, oracle_scores
+from weakly.methods.embedding import find_store
+from weakly.methods.frozen import frozen_segmenter
 
 EVERYTHING = "everything"
 REFERENCES = (*ORACLES, EVERYTHING)
@@ -36,6 +40,35 @@ def check_references(names: Sequence[str]) -> None:
         raise UserError(f"settings.references names {unknown[0]!r}; give some of {', '.join(REFERENCES)}.")
     if len(set(names)) < len(names):
         raise UserError("settings.references names one twice; name each once.")
+
+
+class Prompting(Protocol):
+    """Settings of a method that prompts a frozen segmenter."""
+
+    @property
+    def segmenter(self) -> str:
+        """Its name."""
+
+    @property
+    def pad(self) -> Pad:
+        """How it is shown images that are not square."""
+
+    @property
+    def references(self) -> Sequence[str]:
+        """Some of :data:`REFERENCES`."""
+
+
+def prompt_references(
+    settings: Prompting, dataset: Dataset, workspace: Workspace, masks: AutomaticMaskSettings = SAM_EVERYTHING
+) -> list[Score]:
+    """What the settings of a method name, on its own segmenter: see :func:`reference_scores`."""
+    return reference_scores(
+        settings.references,
+        partial(frozen_segmenter, settings.segmenter, workspace.device, pad=settings.pad),
+        dataset,
+        lambda segmenter: find_store(workspace.features, segmenter, workspace.feature_dtype),
+        masks,
+    )
 
 
 def reference_scores(

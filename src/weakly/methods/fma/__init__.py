@@ -13,7 +13,7 @@ from weakly.foundation.image_keys import image_keys
 from weakly.methods.base import Learner, Method, Panel, Score, Workspace
 from weakly.methods.fma.masks import MaskStore
 from weakly.methods.fma.networks import build_network
-from weakly.methods.fma.pipeline import STAGES, Pipeline, Stage, frozen_segmenter
+from weakly.methods.fma.pipeline import STAGES, Pipeline, Stage
 from weakly.methods.fma.presets import PRESETS
 from weakly.methods.fma.pretrained import from_pretrained, save_pretrained
 from weakly.methods.fma.refine import by_crf, by_masks
@@ -21,6 +21,7 @@ from weakly.methods.fma.seeds import seed_results, tags_of
 from weakly.methods.fma.settings import FmaSettings
 from weakly.methods.fma.stages import stage_panels
 from weakly.methods.fma.tables import paper_tables
+from weakly.methods.frozen import frozen_segmenter
 from weakly.methods.optimisation import Optimisation
 from weakly.methods.semantic_learner import SemanticLearner
 from weakly.methods.semantic_predictor import Refine, SemanticPredictor

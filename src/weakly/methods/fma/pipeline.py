@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,11 +23,9 @@ from weakly.data.class_names import background_words, clip_names
 from weakly.data.dataset import Dataset
 from weakly.data.images import read_image
 from weakly.errors import UserError
-from weakly.foundation.clip import Clip, load_clip
+from weakly.foundation.clip import Clip
 from weakly.foundation.image_keys import image_keys
 from weakly.foundation.mask_settings import AutomaticMaskSettings
-from weakly.foundation.promptable import PromptableSegmenter
-from weakly.foundation.sam import load_segmenter
 from weakly.labels import Sample
 from weakly.methods.base import Skipped, Workspace
 from weakly.methods.fma.masks import MaskStore
@@ -44,6 +42,7 @@ from weakly.methods.fma.prompts import (
 from weakly.methods.fma.seeds import Prompts, SeedMaker, tag_matrix, tags_of
 from weakly.methods.fma.settings import FmaSettings, PromptSettings, SeedSettings
 from weakly.methods.fma.views import Views, encode_views
+from weakly.methods.frozen import frozen_clip, frozen_segmenter
 from weakly.vocabulary import Vocabulary
 
 Stage = Literal["coarse", "fine", "clip-es"]
@@ -309,33 +308,6 @@ class Pipeline:
 
     def _progress(self, title: str) -> Progress:
         return partial(self.workspace.progress, title)
-
-
-def frozen_clip(name: str, device: str | None = None) -> Clip:
-    """The CLIP of a name, loaded once per process; the last one stays in memory, on the last ``device`` asked for.
-
-    Loading leaves the random state alone.
-    """
-    clip = _load_clip_once(name)
-    return clip if device is None else clip.to(device)
-
-
-def frozen_segmenter(name: str, device: str | None = None) -> PromptableSegmenter:
-    """The segmenter of a name, as :func:`frozen_clip`."""
-    segmenter = _load_segmenter_once(name)
-    return segmenter if device is None else segmenter.to(device)
-
-
-@lru_cache(maxsize=1)
-def _load_clip_once(name: str) -> Clip:
-    with torch.random.fork_rng(devices=[]):
-        return load_clip(name)
-
-
-@lru_cache(maxsize=1)
-def _load_segmenter_once(name: str) -> PromptableSegmenter:
-    with torch.random.fork_rng(devices=[]):
-        return load_segmenter(name)
 
 
 def _unreadable(paths: Sequence[Path]) -> dict[Path, str]:

@@ -18,8 +18,8 @@ from weakly.errors import UserError
 from weakly.evaluation.scoring import BOXES, INSTANCES, PROPOSALS, Scoring
 from weakly.methods.base import Learner, Method, Panel, Score, Skipped, Workspace
 from weakly.methods.embedding import find_store
-from weakly.methods.fma.pipeline import frozen_segmenter
 from weakly.methods.fma.seeds import tags_of
+from weakly.methods.frozen import frozen_segmenter
 from weakly.methods.optimisation import Optimisation
 from weakly.methods.tables import Tables
 from weakly.methods.weaksam.learner import WeakSamLearner

@@ -28,9 +28,9 @@ from weakly.foundation.image_keys import image_keys
 from weakly.foundation.promptable import PromptableSegmenter
 from weakly.labels import Sample
 from weakly.methods.base import Skipped, Workspace
-from weakly.methods.fma.pipeline import frozen_clip, frozen_segmenter
 from weakly.methods.fma.prompts import data_digest
 from weakly.methods.fma.seeds import tag_matrix, tags_of
+from weakly.methods.frozen import frozen_clip, frozen_segmenter
 from weakly.methods.weaksam.clue_data import TaggedImages
 from weakly.methods.weaksam.clue_training import ClueFiles, load_weights, train_network, training_identity
 from weakly.methods.weaksam.clues import ClipEsExtractor, ClueExtractor, NetworkExtractor, build_network

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from weakly.data.dataset import Dataset
-from weakly.data.images import read_image
+from weakly.data.images import read_image, read_mirrored
 from weakly.foundation.feature_build import ReadImage
-from weakly.foundation.promptable import Pad, PromptableSegmenter
-from weakly.foundation.sam import load_segmenter
 from weakly.methods.base import Learner, Method, Score, Workspace
-from weakly.methods.baselines.references import reference_scores
+from weakly.methods.baselines.references import prompt_references
 from weakly.methods.embedding import find_store
+from weakly.methods.frozen import frozen_segmenter
 from weakly.methods.optimisation import Optimisation
 from weakly.methods.stored_views import store_views
 from weakly.methods.tables import Tables
@@ -46,7 +40,7 @@ class WpsMethod(Method):
         Raises:
             UserError: the dataset lacks the labels, or no image can be read.
         """
-        segmenter = frozen_segmenter(settings.segmenter, settings.pad, workspace.device)
+        segmenter = frozen_segmenter(settings.segmenter, workspace.device, pad=settings.pad)
         views: dict[str, ReadImage] = {"": read_image, **({"hflip": read_mirrored} if settings.flip else {})}
         channels = None if settings.lambda_mask else segmenter.student_channels  # masks need all that the decoder does
         stored = store_views(segmenter, dataset, views, workspace, channels=channels)
@@ -60,7 +54,7 @@ class WpsMethod(Method):
         self, settings: WpsSettings, vocabulary: Vocabulary, optimisation: Optimisation, total_steps: int
     ) -> PromptLearner:
         """A fresh prompter that fits the segmenter."""
-        segmenter = frozen_segmenter(settings.segmenter, settings.pad)
+        segmenter = frozen_segmenter(settings.segmenter, pad=settings.pad)
         student = build_student(settings, len(vocabulary), segmenter)
         kind = RegionLearner if settings.prompter == "regions" else WpsLearner
         return kind(student, settings, vocabulary, optimisation, total_steps, segmenter)
@@ -81,7 +75,7 @@ class WpsMethod(Method):
         """
         pretrained = from_pretrained(folder)
         settings = pretrained.settings
-        segmenter = frozen_segmenter(settings.segmenter, settings.pad, workspace.device)
+        segmenter = frozen_segmenter(settings.segmenter, workspace.device, pad=settings.pad)
         store = find_store(workspace.features, segmenter, workspace.feature_dtype)
         return WpsPredictor(
             pretrained.prompter(segmenter), segmenter, pretrained.vocabulary, settings, store, self.name
@@ -89,37 +83,11 @@ class WpsMethod(Method):
 
     def references(self, settings: WpsSettings, dataset: Dataset, workspace: Workspace) -> list[Score]:
         """What ``settings.references`` names: the upper bounds of the method, on the same segmenter."""
-        return reference_scores(
-            settings.references,
-            partial(frozen_segmenter, settings.segmenter, settings.pad, workspace.device),
-            dataset,
-            lambda segmenter: find_store(workspace.features, segmenter, workspace.feature_dtype),
-        )
+        return prompt_references(settings, dataset, workspace)
 
     def tables(self, settings: WpsSettings) -> Tables:
         """The paper's tables as changes of these settings."""
         return paper_tables(settings)
-
-
-def frozen_segmenter(name: str, pad: Pad, device: str | None = None) -> PromptableSegmenter:
-    """The segmenter of a name, loaded once per process; the last one stays in memory, on the last ``device`` asked for.
-
-    Loading leaves the random state alone, so that a student's first weights do not depend on it.
-    """
-    segmenter = _load_once(name, pad)
-    return segmenter if device is None else segmenter.to(device)
-
-
-@lru_cache(maxsize=1)
-def _load_once(name: str, pad: Pad) -> PromptableSegmenter:
-    with torch.random.fork_rng(devices=[]):
-        return load_segmenter(name, pad=pad)
-
-
-def read_mirrored(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB of an image mirrored left to right."""
-    mirrored: NDArray[np.uint8] = np.ascontiguousarray(read_image(path)[:, ::-1])
-    return mirrored
 
 
 METHOD = WpsMethod()

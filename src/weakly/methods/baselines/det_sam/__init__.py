@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from weakly.data.dataset import Dataset
-from weakly.data.images import read_image
+from weakly.data.images import read_image, read_mirrored
 from weakly.evaluation.scoring import PART_BOXES
 from weakly.foundation.feature_build import ReadImage
 from weakly.foundation.promptable import Frame
@@ -25,12 +25,12 @@ from weakly.methods.baselines.det_sam.predictor import DetSamPredictor
 from weakly.methods.baselines.det_sam.pretrained import KIND, from_pretrained, save_pretrained
 from weakly.methods.baselines.det_sam.settings import PRESETS, DetSamSettings
 from weakly.methods.baselines.det_sam.targets import DetSamData, FrameImages, Inputs, box_targets, readable_images
-from weakly.methods.baselines.references import reference_scores
+from weakly.methods.baselines.references import prompt_references
 from weakly.methods.embedding import find_store
+from weakly.methods.frozen import frozen_segmenter
 from weakly.methods.optimisation import Optimisation
 from weakly.methods.stored_views import store_views
 from weakly.methods.student_folder import load_student
-from weakly.methods.wps import frozen_segmenter, read_mirrored
 from weakly.segmentation import Segmentation
 from weakly.vocabulary import Vocabulary
 
@@ -53,7 +53,7 @@ class DetSamMethod(Method):
         """
         mirrored = (False, True) if settings.flip else (False,)
         if settings.on_embeddings:
-            segmenter = frozen_segmenter(settings.segmenter, settings.pad, workspace.device)
+            segmenter = frozen_segmenter(settings.segmenter, workspace.device, pad=settings.pad)
             views: dict[str, ReadImage] = {"": read_image, **({"hflip": read_mirrored} if settings.flip else {})}
             stored = store_views(segmenter, dataset, views, workspace, channels=segmenter.student_channels)
             targets = box_targets(dataset.select(stored.kept), segmenter.frame, mirrored=mirrored)
@@ -73,7 +73,7 @@ class DetSamMethod(Method):
         Raises:
             UserError: its pretrained weights cannot be loaded.
         """
-        segmenter = frozen_segmenter(settings.segmenter, settings.pad)
+        segmenter = frozen_segmenter(settings.segmenter, pad=settings.pad)
         student = build_detector(settings, len(vocabulary), segmenter)
         return DetSamLearner(student, settings, vocabulary, optimisation, total_steps, segmenter.fingerprint)
 
@@ -99,19 +99,14 @@ class DetSamMethod(Method):
         """
         pretrained = from_pretrained(folder)
         settings = pretrained.settings
-        segmenter = frozen_segmenter(settings.segmenter, settings.pad, workspace.device)
+        segmenter = frozen_segmenter(settings.segmenter, workspace.device, pad=settings.pad)
         store = find_store(workspace.features, segmenter, workspace.feature_dtype)
         student, threshold = pretrained.detector(segmenter), pretrained.threshold
         return DetSamPredictor(student, segmenter, pretrained.vocabulary, settings, threshold, store)
 
     def references(self, settings: DetSamSettings, dataset: Dataset, workspace: Workspace) -> list[Score]:
         """Average precision of the student's boxes, once it is trained, and what ``settings.references`` names."""
-        bounds = reference_scores(
-            settings.references,
-            partial(frozen_segmenter, settings.segmenter, settings.pad, workspace.device),
-            dataset,
-            lambda segmenter: find_store(workspace.features, segmenter, workspace.feature_dtype),
-        )
+        bounds = prompt_references(settings, dataset, workspace)
         folder = workspace.run / "student"
         if not (folder / "config.json").is_file() or not PART_BOXES.has_truth(dataset):
             return bounds

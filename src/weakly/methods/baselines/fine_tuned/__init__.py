@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from weakly.data.dataset import Dataset
-from weakly.data.images import read_image
+from weakly.data.images import read_image, read_mirrored
 from weakly.methods.base import Learner, Method, Score, Workspace
 from weakly.methods.baselines.fine_tuned.learner import FineTunedLearner
 from weakly.methods.baselines.fine_tuned.model import build_student, tuned_segmenter
 from weakly.methods.baselines.fine_tuned.pretrained import KIND, build_pretrained, save_pretrained
 from weakly.methods.baselines.fine_tuned.settings import PRESETS, FineTunedSettings
 from weakly.methods.baselines.fine_tuned.targets import Images, readable
-from weakly.methods.baselines.references import reference_scores
-from weakly.methods.embedding import find_store
+from weakly.methods.baselines.references import prompt_references
+from weakly.methods.frozen import frozen_segmenter
 from weakly.methods.optimisation import Optimisation
 from weakly.methods.student_folder import load_student
-from weakly.methods.wps import frozen_segmenter, read_mirrored
 from weakly.methods.wps.predictor import WpsPredictor
 from weakly.methods.wps.targets import Teacher, WpsData, teacher_targets
 from weakly.vocabulary import Vocabulary
@@ -39,7 +38,7 @@ class FineTunedMethod(Method):
         Raises:
             UserError: the dataset lacks the labels, or no image can be read.
         """
-        segmenter = frozen_segmenter(settings.segmenter, settings.pad, workspace.device)
+        segmenter = frozen_segmenter(settings.segmenter, workspace.device, pad=settings.pad)
         kept, skipped = readable(dataset, workspace)
         usable = dataset.select(kept)
         images = partial(Images, [sample.path for sample in usable], preprocess=segmenter.preprocess)
@@ -57,7 +56,7 @@ class FineTunedMethod(Method):
         Raises:
             UserError: the segmenter is no SAM.
         """
-        segmenter = frozen_segmenter(settings.segmenter, settings.pad)
+        segmenter = frozen_segmenter(settings.segmenter, pad=settings.pad)
         student = build_student(settings, len(vocabulary), segmenter, checkpointing=settings.checkpointing)
         return FineTunedLearner(student, settings, vocabulary, optimisation, total_steps, segmenter)
 
@@ -79,19 +78,14 @@ class FineTunedMethod(Method):
         """
         saved = load_student(folder, KIND)
         settings = saved.settings
-        segmenter = frozen_segmenter(settings.segmenter, settings.pad, workspace.device)
+        segmenter = frozen_segmenter(settings.segmenter, workspace.device, pad=settings.pad)
         student = build_pretrained(saved, segmenter)
         tuned = tuned_segmenter(segmenter, student.image_encoder).to(workspace.device)
         return WpsPredictor(student, tuned, saved.vocabulary, settings, method=self.name)
 
     def references(self, settings: FineTunedSettings, dataset: Dataset, workspace: Workspace) -> list[Score]:
         """What ``settings.references`` names, on the frozen segmenter: the upper bounds of WPS-SAM."""
-        return reference_scores(
-            settings.references,
-            partial(frozen_segmenter, settings.segmenter, settings.pad, workspace.device),
-            dataset,
-            lambda segmenter: find_store(workspace.features, segmenter, workspace.feature_dtype),
-        )
+        return prompt_references(settings, dataset, workspace)
 
 
 METHOD = FineTunedMethod()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,13 +12,12 @@ from weakly.methods.baselines.pseudo_mask.model import MaskFormer, build_maskfor
 from weakly.methods.baselines.pseudo_mask.pretrained import from_pretrained, save_pretrained
 from weakly.methods.baselines.pseudo_mask.settings import PRESETS, PseudoMaskSettings
 from weakly.methods.baselines.pseudo_mask.targets import LabelMaps, box_label_maps, true_label_maps
-from weakly.methods.baselines.references import reference_scores
-from weakly.methods.embedding import find_store
+from weakly.methods.baselines.references import prompt_references
+from weakly.methods.frozen import frozen_segmenter
 from weakly.methods.optimisation import Optimisation
 from weakly.methods.semantic_learner import SemanticLearner
 from weakly.methods.semantic_predictor import SemanticPredictor
 from weakly.methods.semantic_targets import SemanticData, read_label_map
-from weakly.methods.wps import frozen_segmenter
 from weakly.vocabulary import Vocabulary
 
 
@@ -68,13 +66,7 @@ class PseudoMaskMethod(Method):
 
     def references(self, settings: PseudoMaskSettings, dataset: Dataset, workspace: Workspace) -> list[Score]:
         """What ``settings.references`` names: true prompts in front of the same segmenter, and its automatic masks."""
-        return reference_scores(
-            settings.references,
-            partial(frozen_segmenter, settings.segmenter, settings.pad, workspace.device),
-            dataset,
-            lambda segmenter: find_store(workspace.features, segmenter, workspace.feature_dtype),
-            settings.automatic_masks,
-        )
+        return prompt_references(settings, dataset, workspace, settings.automatic_masks)
 
     def panels(
         self, settings: PseudoMaskSettings, dataset: Dataset, workspace: Workspace, indices: Sequence[int]
@@ -98,7 +90,7 @@ def label_maps(settings: PseudoMaskSettings, dataset: Dataset, workspace: Worksp
     if settings.supervision == "mask":
         workspace.note(f"The labels of {dataset.split} are its true masks: this run is fully supervised")
         return true_label_maps(dataset, workspace)
-    segmenter = frozen_segmenter(settings.segmenter, settings.pad, workspace.device)
+    segmenter = frozen_segmenter(settings.segmenter, workspace.device, pad=settings.pad)
     return box_label_maps(segmenter, dataset, workspace, max_prompts=settings.max_prompts)
 
 
