@@ -16,13 +16,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, SamConfig, SamModel
 
+from command import run_command
 from fma_masks import randomise
 from weakly import __version__
 from weakly.data.menagerie.write_voc import write_voc
-from weakly.errors import UserError, WeaklyError
+from weakly.errors import UserError
 from weakly.files import write_json
 from weakly.foundation.clip import BUNDLED
 from weakly.foundation.clip_text import load_tokenizer
@@ -130,7 +130,4 @@ def measured(words: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(auto_cli(benchmark, as_positional=False))
-    except WeaklyError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(run_command(benchmark, None))
