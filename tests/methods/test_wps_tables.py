@@ -252,3 +252,12 @@ def test_a_row_has_published_figures_in_percent_measures_or_as_many_of_both() ->
     assert [cell.measure for cell in Row.of("a", ("x",), (), (measure, None)).cells] == [measure, None]
     with pytest.raises(ValueError, match="shorter|longer"):
         Row.of("a", ("x",), (1.0,), (measure, measure))
+
+
+@pytest.mark.parametrize(("segmenter", "wanted"), [("bundled", (16, 0.5)), ("facebook/sam-vit-base", (32, 0.88))])
+@pytest.mark.parametrize("budget", ["small", "full"])
+def test_sams_own_thresholds_are_for_its_own_weights(segmenter: str, wanted: tuple[int, float], budget: str) -> None:
+    """With them the bundled SAM, which is modest about its masks, finds next to nothing."""
+    base = base_recipe("wps", MENAGERIE, [("settings.segmenter", segmenter)], budget)
+    masks = baseline_recipes(base, paper_tables(base), {}, budget)["sam"].settings.automatic_masks
+    assert (masks.points_per_side, masks.iou_threshold) == wanted

@@ -29,7 +29,7 @@ ALIKE = ("settings.segmenter", "settings.pad", "optimisation.seed")
 BOUNDS = ("point", "box", "point+box", "point:best-predicted", "box:best-predicted", "point:best-true", "box:best-true")
 """What SAM makes of true prompts, as :mod:`weakly.methods.baselines.references` names it."""
 
-_SAM = Baseline("pseudo-mask", ALIKE, {"settings.references": [*BOUNDS, "everything"]})
+_SAM: Changes = {"settings.references": [*BOUNDS, "everything"]}
 """SAM alone: a method that scores all its bounds; nothing is trained."""
 
 LOSSES: Changes = {name: getattr(WpsSettings(), name) for name in ("lambda_cls", "lambda_reg")}
@@ -68,7 +68,7 @@ def baselines(settings: WpsSettings) -> dict[str, Baseline]:
         return small_baselines(settings)
     on_sam = {"settings.backbone": "segmenter", "settings.weights": None}
     return {
-        "sam": _SAM,
+        "sam": Baseline("pseudo-mask", ALIKE, _SAM),
         "faster-rcnn": Baseline("det-sam", ALIKE, {"preset": "paper-faster-rcnn"}),
         "faster-rcnn-sam": Baseline("det-sam", ALIKE, {"preset": "paper-faster-rcnn", **on_sam}),
         "detr": Baseline("det-sam", ALIKE, {"preset": "paper-detr"}),
@@ -91,8 +91,9 @@ def small_baselines(settings: WpsSettings) -> dict[str, Baseline]:
     resnet: Changes = {**clipped, "settings.backbone": "resnet18", "settings.side": 128}
     sam: Changes = {**clipped, "settings.backbone": "segmenter"}
     as_detr: Changes = {"settings.detector": "detr", **_in("settings.detr", detr)}
+    modest: Changes = {"preset": "small"} if settings.segmenter == "bundled" else {}  # about its masks
     return {
-        "sam": _SAM,
+        "sam": Baseline("pseudo-mask", ALIKE, {**_SAM, **modest}),
         "faster-rcnn": Baseline("det-sam", keeps, {**resnet, **_in("settings.faster_rcnn", on_image)}),
         "faster-rcnn-sam": Baseline("det-sam", keeps, {**sam, **_in("settings.faster_rcnn", on_sam)}),
         "detr": Baseline("det-sam", keeps, {**resnet, **as_detr}),
