@@ -12,9 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import auto_cli
-
-from weakly.errors import UserError, WeaklyError
+from command import run_command
+from weakly.errors import UserError
 from weakly.evaluation.protocols import PROTOCOLS
 from weakly.evaluation.records import FLAT_FIGURES, Record, read_records, write_records
 from weakly.files import write_atomic
@@ -23,7 +22,7 @@ REPOSITORY = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/results.md")
 
 
-def collect(runs: list[Path], name: str, pages: tuple[str, ...] = PAGES) -> None:
+def collect(runs: list[Path], name: str, pages: tuple[str, ...] = PAGES) -> int:
     """Write ``docs/results/NAME.json`` and the tables named NAME.
 
     Args:
@@ -40,6 +39,7 @@ def collect(runs: list[Path], name: str, pages: tuple[str, ...] = PAGES) -> None
         text = path.read_text(encoding="utf-8")
         content = table(records) if all(p in (records[0].protocols or {}) for p in PROTOCOLS) else stages(records)
         write_atomic(path, with_table(text, name, content))
+    return 0
 
 
 def stages(records: Sequence[Record]) -> str:
@@ -135,8 +135,4 @@ def with_table(text: str, name: str, content: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        auto_cli(collect)
-    except WeaklyError as error:
-        print(f"collect_results: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    sys.exit(run_command(collect, as_positional=True))

@@ -14,13 +14,13 @@ from jsonargparse import auto_cli
 from weakly.errors import WeaklyError
 
 
-def run_command(function: Callable[..., int], args: Sequence[str] | None) -> int:
-    """Call a function with the options of the command line; its exit code, or 1 and one sentence for a user's error."""
+def run_command(function: Callable[..., int], args: Sequence[str] | None = None, *, as_positional: bool = False) -> int:
+    """Call a function with the options of the command line; its exit code, or an error's and its one sentence."""
     try:
-        code: int = auto_cli(function, as_positional=False, args=None if args is None else list(args))
+        code: int = auto_cli(function, as_positional=as_positional, args=None if args is None else list(args))
     except WeaklyError as error:
         print(error, file=sys.stderr)
-        return 1
+        return error.exit_code
     return code
 
 

@@ -130,4 +130,4 @@ def measured(words: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(benchmark, None))
+    sys.exit(run_command(benchmark))

@@ -14,13 +14,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from jsonargparse import auto_cli
-
+from command import run_command
 from weakly.engine.evaluate import score_reference
 from weakly.engine.recipe import Override, load_recipe
 from weakly.engine.runs import open_run, workspace
 from weakly.engine.splits import open_split
-from weakly.errors import UserError, WeaklyError
+from weakly.errors import UserError
 from weakly.evaluation.records import Record, update_records
 from weakly.methods.base import find_method
 
@@ -67,7 +66,4 @@ def _told(record: Record) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(auto_cli(score_stages))
-    except WeaklyError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(run_command(score_stages, as_positional=True))

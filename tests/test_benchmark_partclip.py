@@ -127,7 +127,7 @@ def test_help_and_user_errors(partclip, tmp_path, capsys):
     assert stopped.value.code == 0
     assert "--passes" in capsys.readouterr().out
     for wrong in (["--clipseg", str(tmp_path / "absent")], ["--images", "0"]):
-        assert partclip.main(wrong) == 1
+        assert partclip.main(wrong) == 2
         assert capsys.readouterr().err.strip().count("\n") == 0
 
 

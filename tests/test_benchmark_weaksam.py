@@ -93,5 +93,5 @@ def test_help_and_user_errors(weaksam, tmp_path, capsys):
     assert stopped.value.code == 0
     assert "--points_per_side" in capsys.readouterr().out
     for wrong in (["--segmenter", str(tmp_path / "absent.pth")], ["--images", "0"]):
-        assert weaksam.main(wrong) == 1
+        assert weaksam.main(wrong) == 2
         assert capsys.readouterr().err.strip().count("\n") == 0

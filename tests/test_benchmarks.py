@@ -23,6 +23,8 @@ from transformers import (
     SamVisionConfig,
 )
 
+from weakly.errors import UserError
+from weakly.evaluation.records import write_records
 from weakly.foundation.automatic_masks import AutomaticMasks, generate_masks
 from weakly.foundation.sam import SamSegmenter
 from weakly.segmentation import encode_masks
@@ -143,7 +145,7 @@ def test_wps_training_help_and_user_errors(wps_training, tmp_path, capsys):
         wps_training.main(["--help"])
     assert stopped.value.code == 0
     assert "--peak_tflops" in capsys.readouterr().out
-    assert wps_training.main(["--segmenter", str(tmp_path / "absent.pth")]) == 1
+    assert wps_training.main(["--segmenter", str(tmp_path / "absent.pth")]) == 2
     assert capsys.readouterr().err.strip().count("\n") == 0
 
 
@@ -289,5 +291,19 @@ def test_fma_help_and_user_errors(fma, tmp_path, capsys):
         fma.main(["--help"])
     assert stopped.value.code == 0
     assert "--points_per_side" in capsys.readouterr().out
-    assert fma.main(["--segmenter", str(tmp_path / "absent.pth")]) == 1
+    assert fma.main(["--segmenter", str(tmp_path / "absent.pth")]) == 2
     assert capsys.readouterr().err.strip().count("\n") == 0
+
+
+def test_tables_of_a_reproduction_are_collected(tmp_path: Path) -> None:
+    collect_tables = load_benchmark("collect_tables")
+    run, results = tmp_path / "run", tmp_path / "results"
+    run.mkdir()
+    with pytest.raises(UserError, match="run has no tables.md"):
+        collect_tables.collect(run, "x", results)
+    (run / "tables.md").write_text("# Paper\n")
+    (run / "orderings.json").write_text("{}\n")
+    write_records(run / "metrics.json", [])
+    assert collect_tables.collect(run, "x", results) == 0
+    assert {path.name for path in results.iterdir()} == {"x.md", "x.json", "x-orderings.json"}
+    assert (results / "x.md").read_text() == "# Paper\n"
