@@ -261,3 +261,15 @@ def test_sams_own_thresholds_are_for_its_own_weights(segmenter: str, wanted: tup
     base = base_recipe("wps", MENAGERIE, [("settings.segmenter", segmenter)], budget)
     masks = baseline_recipes(base, paper_tables(base), {}, budget)["sam"].settings.automatic_masks
     assert (masks.points_per_side, masks.iou_threshold) == wanted
+
+
+def test_a_small_budget_has_small_regions() -> None:
+    widths = {}
+    for budget in ("small", "full"):
+        base = base_recipe("wps", MENAGERIE, [], budget)
+        paper = paper_tables(base)
+        jobs = plan(Path("out"), paper, base, baseline_recipes(base, paper, {}, budget), 1)
+        recipe = jobs["P", "plus:mIoU"][0].recipe
+        assert recipe.settings.prompter == "regions" and recipe.settings.answer == "boxes"
+        widths[budget] = recipe.settings.regions.width
+    assert widths == {"small": 128, "full": 256}

@@ -64,8 +64,9 @@ def small_student(settings: WpsSettings) -> Changes:
 
 def baselines(settings: WpsSettings) -> dict[str, Baseline]:
     """The other methods as they are published; beside the bundled segmenter at sizes that suit it."""
+    regions = Baseline("wps", ("settings", "optimisation"))
     if settings.segmenter == "bundled":
-        return small_baselines(settings)
+        return {**small_baselines(settings), "regions": regions}
     on_sam = {"settings.backbone": "segmenter", "settings.weights": None}
     return {
         "sam": Baseline("pseudo-mask", ALIKE, _SAM),
@@ -76,6 +77,7 @@ def baselines(settings: WpsSettings) -> dict[str, Baseline]:
         "maskformer": Baseline("pseudo-mask", ALIKE, {"preset": "paper"}),
         "fine-tuned": Baseline("fine-tuned", ("settings", "optimisation")),
         "anchors": Baseline("anchor-prompter", (*ALIKE, "settings.position", "optimisation")),
+        "regions": regions,
     }
 
 
@@ -86,7 +88,7 @@ def small_baselines(settings: WpsSettings) -> dict[str, Baseline]:
     on_image = {**rcnn, "anchors": [8, 16, 32, 64, 128], "roi_scale": 56}
     on_sam = {**rcnn, "anchors": [24, 64, 128], "roi_scale": 112, "scales": [1, 0.5, 0.25]}
     detr = {"queries": settings.queries, "width": 128, "heads": 4, "layers": 3, "ffn": 384, "dropout": 0.0}
-    anchors = {"width": 128, "hidden": 256, "pre_nms": 200, "proposals": 100, "rois": 32}
+    regions = _in("settings.regions", {"width": 128, "hidden": 256, "pre_nms": 200, "proposals": 100, "rois": 32})
     clipped: Changes = {"optimisation.grad_clip": 1.0}
     resnet: Changes = {**clipped, "settings.backbone": "resnet18", "settings.side": 128}
     sam: Changes = {**clipped, "settings.backbone": "segmenter"}
@@ -100,7 +102,8 @@ def small_baselines(settings: WpsSettings) -> dict[str, Baseline]:
         "detr-sam": Baseline("det-sam", keeps, {**sam, **as_detr, **_as_we_see(settings)}),
         "maskformer": Baseline("pseudo-mask", ALIKE, {"preset": "small", "optimisation.epochs": 32}),
         "fine-tuned": Baseline("fine-tuned", ("settings", "optimisation"), {"settings.checkpointing": False}),
-        "anchors": Baseline("anchor-prompter", (*keeps, "settings.position"), _in("settings.regions", anchors)),
+        "anchors": Baseline("anchor-prompter", (*keeps, "settings.position"), regions),
+        "regions": Baseline("wps", ("settings", "optimisation"), regions),
     }
 
 
