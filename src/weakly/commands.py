@@ -137,6 +137,7 @@ def reproduce(
     tables: str | None = None,
     seeds: int = 1,
     hours: float | None = None,
+    known: Path | None = None,
     device: str | None = None,
     overrides: list[str] | None = None,
 ) -> int:
@@ -154,12 +155,14 @@ def reproduce(
         tables: numbers of tables, e.g. 1,4; default: all.
         seeds: runs per figure; from two on, tables state the spread.
         hours: begin no further run after so many; the same command goes on.
+        known: metrics.json of another folder with the same recipe and budget; only what it lacks is measured.
         device: auto, cpu, cuda, mps; default: the recipe's.
         overrides: filled from the dotted options.
     """
     from weakly.engine.bundled import Chosen, recipe_for
     from weakly.engine.reproduce import reproduce as measure
     from weakly.errors import UserError
+    from weakly.evaluation.records import read_records
     from weakly.report import build_cell_reports, reproduction_text, write_reproduction
 
     if data is not None and recipe is not None:
@@ -171,7 +174,11 @@ def reproduce(
     where = ("--data", data or "menagerie") if recipe is None else ("--recipe", recipe)
     words: list[tuple[str, object]] = [where, ("--budget", budget), ("--out", out)]
     words += [("--tables", tables)] if tables else []
-    words += [("--seeds", seeds), *((f"--{key}", value) for key, value in changes)]
+    words += [
+        ("--seeds", seeds),
+        *((("--known", known),) if known else ()),
+        *((f"--{key}", value) for key, value in changes),
+    ]
     found = measure(
         method,
         chosen.path,
@@ -181,6 +188,7 @@ def reproduce(
         tables=None if tables is None else tuple(word.strip() for word in tables.split(",")),
         repetitions=seeds,
         hours=hours,
+        known=() if known is None else read_records(known),
         command=_command("reproduce", method, *(word for pair in words for word in pair)),
         tell=write_reproduction,
     )

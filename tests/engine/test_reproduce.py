@@ -120,6 +120,34 @@ def test_repetitions_differ_in_their_seeds_and_give_a_spread(recipe_file: Path, 
     assert {record.seed for record in found.records()} == {0, 1}
 
 
+def test_what_another_machine_has_measured_is_not_measured_again(
+    recipe_file: Path, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["reproduce", "tiny", "--recipe", str(recipe_file), "--optimisation.epochs", "1"]
+    assert main([*command, "--out", "there"]) == DONE
+    known = work / "there" / "metrics.json"
+    there = {record.row: record for record in read_records(known)}
+
+    assert main([*command, "--out", "here", "--tables", "1", "--seeds", "2", "--known", str(known)]) == DONE
+    assert "--known" in read_records(work / "here" / "metrics.json")[1].command
+    here = {(record.row, record.seed): record for record in read_records(work / "here" / "metrics.json")}
+    assert {row for row, _ in here} == {row for row in there if "table 2" not in row}, "table 3 has no further runs"
+    assert all(record.protocols == there[row].protocols for (row, n), record in here.items() if n == 0)
+    assert here["table 1: plain", 0].command == there["table 1: plain"].command, "who measured it is told"
+    cells = sorted(path.name[:-9] for path in (work / "here" / "cells").iterdir())
+    assert cells == ["table-1-plain-1", "table-1-strict-1"]
+    assert 'href="cells/table-1-plain-1' in (work / "here" / "tables.html").read_text()
+
+    monkeypatch.setattr("weakly.engine.reproduce_cells.fit", refuse)
+    capsys.readouterr()
+    rows = json.loads(known.read_text())["records"]
+    for change, words in (({"split": "train"}, "of tiny on 'train'"), ({"row": "table 9: a"}, "in none of these")):
+        known.write_text(json.dumps({"records": [{**rows[1], **change}]}))
+        assert main([*command, "--out", "third", "--known", str(known)]) == WRONG_USE
+        assert words in capsys.readouterr().err
+    assert main([*command, "--out", "third", "--known", "nowhere.json"]) == WRONG_USE
+
+
 def without_a_record(found: Reproduction) -> Path:
     """The folder of a cell that is trained and not scored, as where a process is still at it."""
     folder = found.folder / found.results[0].figures["wide"].folder

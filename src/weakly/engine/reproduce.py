@@ -29,14 +29,17 @@ from weakly.engine.reproduce_plan import (
     Budget,
     Jobs,
     Planned,
+    Scored,
     base_recipe,
     baseline_recipes,
+    elsewhere,
     is_measured,
     jobs_of,
     measured,
     of_baselines,
     paper_tables,
     plan,
+    scored,
 )
 from weakly.engine.runs import FolderInUseError
 from weakly.engine.typed import to_plain
@@ -109,6 +112,7 @@ def reproduce(
     tables: tuple[str, ...] | None = None,
     repetitions: int = 1,
     hours: float | None = None,
+    known: Sequence[Record] = (),
     command: str = "",
     tell: Callable[[Reproduction], object] = lambda _: None,
 ) -> Reproduction:
@@ -126,6 +130,7 @@ def reproduce(
         tables: their numbers; None: all.
         repetitions: runs per figure, with different seeds.
         hours: after so many no further run begins; the next call goes on. None: all of them.
+        known: records of another folder, with this recipe and budget; what they hold is not computed again.
         command: what records state as their command.
         tell: called with all that is known after every cell, e.g. to write pages.
 
@@ -144,16 +149,17 @@ def reproduce(
     with alone(out):
         _claim(out, base)
     jobs = plan(out, paper, base, baselines, repetitions)
-    shown = [table for table in paper.tables if table in chosen or is_measured(table, jobs)]
-    wanted = {_scored(job): job for job in _in_order(shown, jobs, repetitions)}
+    before = elsewhere(jobs, known)
+    shown = [table for table in paper.tables if table in chosen or is_measured(table, jobs, before)]
+    wanted = {scored(job): job for job in _in_order(shown, jobs, repetitions)}
     compute_cell = partial(compute, shared=out / "shared", names=paper.shared, command=command)
     until = math.inf if hours is None else started + 3600 * hours
-    done: dict[_Scored, Record | str] = {**_stored(wanted, compute_cell)}
+    done: dict[Scored, Record | str] = {**before, **_stored(wanted, compute_cell)}
     state = Reproduction(out, paper, base, budget, repetitions, command, _results(shown, jobs, done, out))
     _write(state)
     tell(state)
-    for scored, outcome in _outcomes(wanted, done, compute_cell, until):
-        done.update({**_stored(wanted, compute_cell), scored: outcome})
+    for cell, outcome in _outcomes(wanted, done, compute_cell, until):
+        done.update({**_stored(wanted, compute_cell), cell: outcome})
         state = replace(state, results=_results(shown, jobs, done, out))
         _write(state)
         tell(state)
@@ -167,34 +173,34 @@ def _in_order(tables: Sequence[Table], jobs: Jobs, repetitions: int) -> list[Job
     return [*first, *sorted(further, key=lambda job: job.measure.baseline is not None)]
 
 
-def _stored(wanted: Mapping[_Scored, Job], compute_cell: Callable[[Job], Record]) -> dict[_Scored, Record]:
+def _stored(wanted: Mapping[Scored, Job], compute_cell: Callable[[Job], Record]) -> dict[Scored, Record]:
     """Cells that earlier calls and other processes have computed."""
-    return {scored: compute_cell(job) for scored, job in wanted.items() if is_computed(job)}
+    return {cell: compute_cell(job) for cell, job in wanted.items() if is_computed(job)}
 
 
 def _outcomes(
-    wanted: Mapping[_Scored, Job],
-    done: Mapping[_Scored, object],
+    wanted: Mapping[Scored, Job],
+    done: Mapping[Scored, object],
     compute_cell: Callable[[Job], Record],
     until: float,
-) -> Iterator[tuple[_Scored, Record | str]]:
+) -> Iterator[tuple[Scored, Record | str]]:
     """What comes of every cell that is not done; those that another process is computing come last."""
-    titles = {scored: _title(n, len(wanted), job) for n, (scored, job) in enumerate(wanted.items(), 1)}
-    waiting = [scored for scored in wanted if scored not in done]
+    titles = {cell: _title(n, len(wanted), job) for n, (cell, job) in enumerate(wanted.items(), 1)}
+    waiting = [cell for cell in wanted if cell not in done]
     while waiting:
         in_use = []
-        for scored in waiting:
-            job = wanted[scored]
-            if scored in done or time.monotonic() > until:
+        for cell in waiting:
+            job = wanted[cell]
+            if cell in done or time.monotonic() > until:
                 continue
-            if scored in titles:
-                console.print(titles.pop(scored), markup=False)
+            if cell in titles:
+                console.print(titles.pop(cell), markup=False)
             try:
                 outcome = _try(job, compute_cell)
             except FolderInUseError:
-                in_use.append(scored)
+                in_use.append(cell)
                 continue
-            yield scored, outcome
+            yield cell, outcome
         if in_use == waiting:
             time.sleep(WAIT)
         elif in_use:
@@ -225,14 +231,6 @@ def _claim(out: Path, base: Recipe) -> None:
         )
 
 
-_Scored = tuple[Path, str | None]
-"""A run, and the setting that its student is scored in."""
-
-
-def _scored(job: Job) -> _Scored:
-    return job.folder, job.measure.setting
-
-
 def _try(job: Job, compute_cell: Callable[[Job], Record]) -> Record | str:
     """The record of a cell, or one sentence why there is none: a missing model costs its cells, not the tables."""
     try:
@@ -245,31 +243,30 @@ def _try(job: Job, compute_cell: Callable[[Job], Record]) -> Record | str:
 
 
 def _results(
-    tables: list[Table], jobs: Jobs, done: Mapping[_Scored, Record | str], out: Path
+    tables: list[Table], jobs: Jobs, done: Mapping[Scored, Record | str], out: Path
 ) -> tuple[TableResult, ...]:
     return tuple(_result(table, jobs, done, out) for table in tables)
 
 
-def _result(table: Table, jobs: Jobs, done: Mapping[_Scored, Record | str], out: Path) -> TableResult:
+def _result(table: Table, jobs: Jobs, done: Mapping[Scored, Record | str], out: Path) -> TableResult:
     figures = {
         place: _measurement(jobs[table.number, place], measure, done, out) for place, measure in measured(table).items()
     }
     return TableResult(table, figures, tuple(judge(table, figures)))
 
 
-def _measurement(
-    jobs: Sequence[Planned], measure: Measure, done: Mapping[_Scored, Record | str], out: Path
-) -> Measured:
+def _measurement(jobs: Sequence[Planned], measure: Measure, done: Mapping[Scored, Record | str], out: Path) -> Measured:
     values, records, folder, missing = {}, {}, "", ""
     for repetition, job in enumerate(jobs):
-        record = job if isinstance(job, str) else done.get(_scored(job), "not reached yet")
+        record = job if isinstance(job, str) else done.get(scored(job), "not reached yet")
         if isinstance(job, str) or isinstance(record, str):
             missing = missing or str(record)
             continue
         try:
             values[repetition] = figure_of(record, measure.figure)
             records[repetition] = record
-            folder = folder or job.folder.relative_to(out).as_posix()
+            if not folder and job.folder.is_dir():
+                folder = job.folder.relative_to(out).as_posix()
         except UserError as error:
             missing = missing or str(error)
     if missing and values:

@@ -98,6 +98,12 @@ def is_computed(job: Job) -> bool:
     return _stored(Run(job.folder), job) is not None
 
 
+def could_be(record: Record, job: Job) -> bool:
+    """Whether a record of another folder, whose row is its place in a table, may be a cell's."""
+    (method, *_), setting = job.measure.reference or _student_row(job.recipe), job.measure.setting
+    return (record.method, record.split) == (method, _split(job)) and setting in (None, record.setting)
+
+
 def _stored(run: Run, job: Job) -> Record | None:
     if not run.metrics.is_file():
         return None

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from weakly.engine.recipe import Override, Recipe, load_recipe, resolve_recipe
-from weakly.engine.reproduce_cells import Job, cell_key, cell_recipe, is_computed
+from weakly.engine.reproduce_cells import Job, cell_key, cell_recipe, could_be, is_computed
 from weakly.engine.typed import to_plain
 from weakly.errors import UserError
+from weakly.evaluation.records import Record
 from weakly.methods.base import find_method, method_names
 from weakly.methods.tables import Baseline, Limits, Measure, Table, Tables
 
@@ -26,6 +27,9 @@ Planned = Job | str
 
 Jobs = Mapping[tuple[str, str], Sequence[Planned]]
 """{(number of the table, place): a cell per repetition}."""
+
+Scored = tuple[Path, str | None]
+"""A run, and the setting that its student is scored in."""
 
 
 def of_baselines(overrides: Iterable[Override]) -> tuple[list[Override], dict[str, list[Override]]]:
@@ -151,10 +155,42 @@ def jobs_of(table: Table, jobs: Jobs, repetition: int | None = None) -> list[Job
     return [job for job in chosen if isinstance(job, Job)]
 
 
-def is_measured(table: Table, jobs: Jobs) -> bool:
-    """Whether a table has cells, and earlier calls have computed all of them."""
+def elsewhere(jobs: Jobs, records: Iterable[Record]) -> dict[Scored, Record]:
+    """Cells that are in the records of another folder, found by table, place and repetition.
+
+    Raises:
+        UserError: a record is of another method, split or setting than its cell.
+    """
+    found: dict[Scored, Record] = {}
+    for record in records:
+        number, _, place = (record.row or "").removeprefix("table ").partition(": ")
+        each = jobs.get((number, place))
+        if each is None:
+            raise UserError(
+                f"The row {record.row!r} is in none of these tables; give the metrics.json of the same ones."
+            )
+        repetition = record.seed or 0
+        job = each[repetition] if repetition < len(each) else None
+        if not isinstance(job, Job):
+            continue
+        if not could_be(record, job):
+            raise UserError(
+                f"The row {record.row!r}, run {repetition}, is of {record.method} on {record.split!r}, unlike its "
+                "cell; give records of the same recipe and budget."
+            )
+        found[scored(job)] = record
+    return found
+
+
+def scored(job: Job) -> Scored:
+    """What a cell is known by."""
+    return job.folder, job.measure.setting
+
+
+def is_measured(table: Table, jobs: Jobs, known: Container[Scored] = ()) -> bool:
+    """Whether a table has cells, and earlier calls have computed all of them, or they are known."""
     found = jobs_of(table, jobs)
-    return bool(found) and all(is_computed(job) for job in found)
+    return bool(found) and all(scored(job) in known or is_computed(job) for job in found)
 
 
 def measured(table: Table) -> dict[str, Measure]:

@@ -72,7 +72,7 @@ def write_reproduction(found: Reproduction) -> Path:
 def build_cell_reports(found: Reproduction) -> None:
     """The ordinary report of every run behind a figure, where it is not written yet; the HTML page links to them."""
     folders = {measured.folder for result in found.results for measured in result.figures.values() if measured.values}
-    for folder in sorted(folders):
+    for folder in sorted(folders - {""}):  # figures of another machine have none
         if not (found.folder / folder / "report.html").is_file():
             build_run_report(found.folder / folder)
 
