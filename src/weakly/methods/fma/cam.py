@@ -15,6 +15,7 @@ Everything is float32, also under autocast.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -149,12 +150,15 @@ class _Tail:
         self._attention, self._found = block.self_attn, found
         self._mlp, self._projection = block.mlp, clip.model.visual_projection
         hidden = last_input[:, 1:] + block.self_attn.out_proj(found.seen.transpose(1, 2).flatten(2))
-        self._norm2 = _Norm(block.layer_norm2, hidden)
-        inner = block.mlp.fc1(self._norm2.output)
+        norm2 = self._norm2 = _Norm(block.layer_norm2, hidden)
+        inner = block.mlp.fc1(norm2.output)
         activation = torch.func.vjp(block.mlp.activation_fn, inner)
         (self._slope,) = activation[1](inner.new_ones(()).expand_as(inner))
         post = self._post_norm = _Norm(vision.post_layernorm, hidden + block.mlp.fc2(activation[0]))
         self._unit_inner = post.unit @ block.mlp.fc2.weight
+        self._post_heads, self._norm2_heads = (each.unit @ block.self_attn.out_proj.weight for each in (post, norm2))
+        self._folded = _fold(block, last_input.device)
+        self._norm2_inner = inner.sub_(self._folded.at_zero)
         self.embeddings: Tensor = self._projection(post.output.mean(1)).float()
 
     @torch.no_grad()
@@ -165,15 +169,29 @@ class _Tail:
         ``scale (u' - x (x u) / K)``, is a vector of the class and a multiple of x: so is its product with the weights
         of the MLP, and that of x (``_unit_inner``) serves all classes. The scale of a patch comes last.
         """
-        post, mlp = self._post_norm, self._mlp
+        post = self._post_norm
         patches, width = post.unit.shape[1:]
         scaled = gradients @ self._projection.weight / patches * post.weight
         centred = (scaled - scaled.mean(-1, keepdim=True))[:, :, None]
         along = -(scaled @ post.unit.mT / width)[..., None]
-        inner = torch.addcmul(centred @ mlp.fc2.weight, along, self._unit_inner[:, None]).mul_(self._slope[:, None])
-        change = torch.addcmul(centred, along, post.unit[:, None])
-        change = change.add_(self._norm2.pull(inner @ mlp.fc1.weight)).mul_(post.scale[:, None])
-        return self._pull_attention(by_head(self._attention, change @ self._attention.out_proj.weight))
+        inner = torch.addcmul(centred @ self._mlp.fc2.weight, along, self._unit_inner[:, None])
+        heads = self._through_mlp(inner.mul_(self._slope[:, None]), width)
+        heads = heads.add_(centred @ self._attention.out_proj.weight).addcmul_(along, self._post_heads[:, None])
+        return self._pull_attention(by_head(self._attention, heads.mul_(post.scale[:, None])))
+
+    def _through_mlp(self, inner: Tensor, width: int) -> Tensor:
+        """(B, P, L, I) gradients inside the MLP to those of what the heads see, (B, P, L, K): the MLP's own part.
+
+        With W the first layer times the weight of the norm before it, y that norm's unit output and O the output layer
+        of the attention, it is ``scale (s - mean(s) - y (s y) / K) O`` for ``s = inner W``. O goes into each term, so
+        that a class costs one product, ``inner (W O)``, instead of two; ``s y = inner (W y)`` asks for what the
+        forward pass has.
+        """
+        folded = self._folded
+        mean = (inner @ folded.mean)[..., None]
+        along = torch.einsum("bpli,bli->bpl", inner, self._norm2_inner)[..., None] / width
+        change = (inner @ folded.product).addcmul_(mean, folded.ones, value=-1)
+        return change.addcmul_(along, self._norm2_heads[:, None], value=-1).mul_(self._norm2.scale[:, None])
 
     def _pull_attention(self, change: Tensor) -> Tensor:
         """(B, P, H, L, d) gradients of what the heads see to (B, P, K).
@@ -202,8 +220,32 @@ class _Tail:
         return for_query + for_key + for_value
 
 
+class _Folded(NamedTuple):
+    """Weights of the last block that every image shares, multiplied once; I is the inner width of its MLP.
+
+    Attributes:
+        product: (I, K), W O of :meth:`_Tail._through_mlp`.
+        mean: (I,), of W over K.
+        ones: (K,), a row of ones times O.
+        at_zero: (I,), what the MLP's first layer says where y is zero.
+    """
+
+    product: Tensor
+    mean: Tensor
+    ones: Tensor
+    at_zero: Tensor
+
+
+@lru_cache(maxsize=1)
+@torch.no_grad()
+def _fold(block: Any, device: torch.device) -> _Folded:  # noqa: ARG001 - a block that has moved is another key
+    first, norm, out = block.mlp.fc1, block.layer_norm2, block.self_attn.out_proj.weight
+    weight = first.weight * norm.weight
+    return _Folded(weight @ out, weight.mean(1), out.sum(0), first(norm.bias))
+
+
 class _Norm:
-    """A layer norm of (B, L, K) and its gradient.
+    """A layer norm of (B, L, K) and what its gradient needs.
 
     Attributes:
         output: (B, L, K).
@@ -217,12 +259,6 @@ class _Norm:
         # Ten times as fast as torch.var_mean, and one pass for all three.
         self.unit, _, self.scale = torch.native_layer_norm(states, norm.normalized_shape, None, None, norm.eps)
         self.output = torch.addcmul(norm.bias, self.unit, norm.weight)
-
-    def pull(self, gradients: Tensor) -> Tensor:
-        """(B, P, L, K) gradients of the output to those of the input."""
-        unit, scaled = self.unit[:, None], gradients * self.weight
-        along = (scaled * unit).mean(-1, keepdim=True)
-        return torch.addcmul(scaled - scaled.mean(-1, keepdim=True), along, unit, value=-1).mul_(self.scale[:, None])
 
 
 class _Project(torch.autograd.Function):
