@@ -266,6 +266,21 @@ def test_pred_all_is_the_released_rule_with_nothing_pruned(clipseg, seed, size, 
     torch.testing.assert_close(found.scores[agree], score[agree].float(), **CLOSE)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_background_that_answers_for_itself_wins_where_its_sigmoid_is_above_one_half(clipseg, seed) -> None:
+    model, taps, names = scene(clipseg, seed)
+    with torch.no_grad():
+        objects, classes = dense(model, taps, names, (37, 90))
+    nothing = objects[-1] > 0.5
+    expected = released_pred_all(torch.cat([objects[:-1], torch.where(nothing, 2.0, -1.0)[None]]), classes, NAMES)
+    found = pred_all(model, taps, names, (37, 90), chunk=2, background="half")
+    agree = found.labels == expected
+    assert agree.float().mean() > 0.999  # a float32 tie may fall either way
+    assert ((found.labels == len(NAMES)) == nothing)[agree].all()
+    score = torch.where(nothing, objects[-1], classes.gather(0, expected[None])[0])
+    torch.testing.assert_close(found.scores[agree], score[agree].float(), **CLOSE)
+
+
 def test_some_image_shows_several_objects_and_background(clipseg: ClipSeg) -> None:
     """So that the tests above compare more than one answer."""
     maps = [pred_all(*scene(clipseg, seed), (96, 96)).labels for seed in range(4)]
@@ -350,6 +365,9 @@ def test_the_baseline_asks_for_phrases(clipseg: ClipSeg) -> None:
             torch.testing.assert_close(logits[:, row], model.decoder(adapted, embedding[None]).logits, **CLOSE)
     large = functional.interpolate(logits, (30, 50), mode="bilinear", align_corners=False)[0]
     assert torch.equal(predict_phrases(model, taps, names, (30, 50), chunk=3).labels, large.argmax(0))
+    nothing = large[-1] > 0
+    half = predict_phrases(model, taps, names, (30, 50), chunk=3, background="half").labels
+    assert torch.equal(half, torch.where(nothing, len(NAMES), large[:-1].argmax(0)))
     dog = torch.tensor([0, 1, 3])
     oracle = predict_phrases(model, taps, names, (30, 50), dog)
     assert torch.equal(oracle.labels, dog[large[dog].argmax(0)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch.nn import functional
 
 from weakly.methods.partclip.model import ClipSegBaseline, NameEmbeddings, PartClipSeg
 from weakly.methods.partclip.trunk import ClipSegStudent, Trunk
+
+BackgroundWins = Literal["highest", "half"]
+"""Where a pixel is background: where its logit is the highest, as published, or where its own sigmoid is above 1/2."""
 
 PROMPTS_AT_ONCE = 32
 """Prompts the decoder runs on together: about ten tensors of 32 T d floats, 40 MB each at 352 pixels."""
@@ -38,7 +41,12 @@ class LabelMap(NamedTuple):
 
 @torch.no_grad()
 def pred_all(
-    model: PartClipSeg, taps: Tensor, names: NameEmbeddings, size: tuple[int, int], chunk: int = 16
+    model: PartClipSeg,
+    taps: Tensor,
+    names: NameEmbeddings,
+    size: tuple[int, int],
+    chunk: int = 16,
+    background: BackgroundWins = "highest",
 ) -> LabelMap:
     """Pred-All: the best object of every pixel, then the best part of that object; the background is an object.
 
@@ -50,12 +58,13 @@ def pred_all(
         names: of any vocabulary.
         size: (H, W).
         chunk: masks made at once.
+        background: where it wins.
     """
     reduced = model.reduce(taps)
     prompts = torch.arange(names.parts, names.prompts, device=taps.device)
     wholes = run_prompts(model, reduced, names.embeddings, prompts)
     rows = torch.arange(len(prompts), device=taps.device)
-    found = best_of(lambda part: model.prompt_logits(wholes, part), rows, size, chunk)
+    found = best_or_background(lambda part: model.prompt_logits(wholes, part), rows, size, chunk, background)
     parts = _parts_within(model, reduced, names, found.labels, chunk, (wholes, prompts))
     return LabelMap(parts.labels, torch.where(parts.labels < names.classes, parts.scores, found.scores))
 
@@ -114,8 +123,9 @@ def predict_phrases(
     size: tuple[int, int],
     classes: Tensor | None = None,
     chunk: int = 16,
+    background: BackgroundWins = "highest",
 ) -> LabelMap:
-    """The baseline's prediction: the best class, background included, or the best of ``classes`` (spec section 9).
+    """The baseline's prediction: the best class or background, or the best of ``classes`` (spec section 9).
 
     Args:
         model: the baseline.
@@ -124,10 +134,16 @@ def predict_phrases(
         size: (H, W).
         classes: (C,) int64, those of known objects for Oracle-Obj; all K + 1 by default, for Pred-All.
         chunk: prompts run and masks made at once.
+        background: where it wins.
     """
     reduced = model.reduce(taps)
-    wanted = torch.arange(len(names), device=taps.device) if classes is None else classes
-    return best_of(lambda part: model.prompt_logits(model.run(reduced, names[part])), wanted, size, chunk)
+
+    def logits_of(part: Tensor) -> Tensor:
+        return model.prompt_logits(model.run(reduced, names[part]))
+
+    if classes is not None:
+        return best_of(logits_of, classes, size, chunk)
+    return best_or_background(logits_of, torch.arange(len(names), device=taps.device), size, chunk, background)
 
 
 def run_prompts(model: ClipSegStudent, reduced: Tensor, embeddings: Tensor, prompts: Tensor) -> Trunk:
@@ -166,6 +182,25 @@ def best_of(
         better = highest > best
         best, labels = torch.where(better, highest, best), torch.where(better, part[row], labels)
     return LabelMap(labels, best.sigmoid())
+
+
+def best_or_background(
+    logits_of: Callable[[Tensor], Tensor],
+    channels: Tensor,
+    size: tuple[int, int],
+    chunk: int,
+    background: BackgroundWins,
+) -> LabelMap:
+    """:func:`best_of` where the last channel is background.
+
+    Sigmoids of masks share no scale: where a model hesitates between many objects, none of them is above a background
+    that it hardly believes in. With ``half`` the background answers for itself, and objects compete with objects.
+    """
+    if background == "highest":
+        return best_of(logits_of, channels, size, chunk)
+    found = best_of(logits_of, channels[:-1], size, chunk)
+    own = functional.interpolate(logits_of(channels[-1:]).float(), size, mode="bilinear", align_corners=False)[0, 0]
+    return LabelMap(torch.where(own > 0, channels[-1], found.labels), torch.where(own > 0, own.sigmoid(), found.scores))
 
 
 def _parts_within(

@@ -79,7 +79,7 @@ class PartClipPredictor(Predictor):
         self.settings = settings
         self.store = store
         self._embedder = Embedder(cast("PromptableSegmenter", encoder), store)
-        self._decode = decoder(self.student, encoder, part_names(vocabulary), settings.class_chunk)
+        self._decode = decoder(self.student, encoder, part_names(vocabulary), settings)
 
     def with_names(self, names: str) -> PartClipPredictor:
         """The same student, asked for ``"dog: head, torso; cat: tail"``; nothing is trained."""
@@ -130,18 +130,19 @@ class PartClipPredictor(Predictor):
         return to_segmentation(found, self.vocabulary.background)
 
 
-def decoder(student: Student, encoder: TapEncoder, names: PartNames, chunk: int) -> Decode:
+def decoder(student: Student, encoder: TapEncoder, names: PartNames, settings: PartClipSettings) -> Decode:
     """``student`` as a function of an image alone; the names are encoded here, once.
 
     The baseline's classes compete in Pred-All with one background, and in Oracle-Obj with those of the same object.
     """
+    chunk, background = settings.class_chunk, settings.background_wins
     with torch.no_grad():
         if isinstance(student, PartClipSeg):
             embedded = student.encode_names(encoder.clipseg, names)
 
             def compose(taps: Tensor, size: tuple[int, int], objects: Tensor | None) -> LabelMap:
                 if objects is None:
-                    return pred_all(student, taps, embedded, size, chunk)
+                    return pred_all(student, taps, embedded, size, chunk, background)
                 return parts_within(student, taps, embedded, objects, chunk)
 
             return compose
@@ -152,7 +153,7 @@ def decoder(student: Student, encoder: TapEncoder, names: PartNames, chunk: int)
     @torch.no_grad()
     def ask(taps: Tensor, size: tuple[int, int], objects: Tensor | None) -> LabelMap:
         if objects is None:
-            return predict_phrases(baseline, taps, phrases, size, chunk=chunk)
+            return predict_phrases(baseline, taps, phrases, size, chunk=chunk, background=background)
         reduced = baseline.reduce(taps)
         return best_of(
             lambda part: baseline.prompt_logits(baseline.run(reduced, phrases[part])),

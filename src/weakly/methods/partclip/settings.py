@@ -8,6 +8,7 @@ from typing import Literal
 from weakly.errors import UserError
 from weakly.methods.partclip.attention import PartScope, Pooling
 from weakly.methods.partclip.attention_losses import EnhLoss, SepLoss
+from weakly.methods.partclip.inference import BackgroundWins
 from weakly.methods.partclip.losses import EmptyTerm
 from weakly.methods.partclip.model import Composition, ObjectText
 from weakly.methods.partclip.targets import LabelPath
@@ -100,6 +101,8 @@ class PartClipSettings:
         flip: images are also seen mirrored left to right; the release does so, but not on PartImageNet.
         switches: see :class:`Switches`.
         losses: see :class:`LossWeights`; the baseline has ``background`` alone.
+        background_wins: in Pred-All a pixel is background where the background's logit is the ``highest``, as
+            published, or where its own sigmoid is above one ``half``; the baseline's too.
         class_chunk: object-part classes whose masks are made at once; bounds the memory of training and prediction.
     """
 
@@ -110,6 +113,7 @@ class PartClipSettings:
     flip: bool = True
     switches: Switches = field(default_factory=Switches)
     losses: LossWeights = field(default_factory=LossWeights)
+    background_wins: BackgroundWins = "highest"
     class_chunk: int = 16
 
     def __post_init__(self) -> None:

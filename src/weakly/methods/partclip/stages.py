@@ -50,7 +50,7 @@ def stage_panels(predictor: PartClipPredictor, dataset: Dataset, unseen: Sequenc
     """
     encoder, vocabulary = predictor.encoder, predictor.vocabulary
     names = part_names(vocabulary)
-    decode = decoder(predictor.student, encoder, names, predictor.settings.class_chunk)
+    decode = decoder(predictor.student, encoder, names, predictor.settings)
     heat = part_heat(predictor.student, encoder.clipseg, names)
     embedder = Embedder(cast("PromptableSegmenter", encoder), predictor.store)
     sources = [ImageSource(s.image_id, s.path, partial(read_image, s.path)) for s in dataset]
