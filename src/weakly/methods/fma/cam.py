@@ -78,14 +78,11 @@ class GradCam:
     ) -> None:
         self.grid = grid
         self.scale = clip.logit_scale
-        self._clip = clip
-        self._last_input = last_input.detach().float()
         with torch.autocast(last_input.device.type, enabled=False):
-            seen = clip.last_attention(self._last_input) if last_attention is None else last_attention
+            entering = last_input.detach().float()
+            seen = clip.last_attention(entering) if last_attention is None else last_attention
             self._normed = seen.normed
-            images, _, width = self._normed.shape
-            self._no_offset = self._normed.new_zeros(images, width)
-            self._tail = _Tail(clip, self._last_input, seen)
+            self._tail = _Tail(clip, entering, seen)
             self.embeddings = self._tail.embeddings
 
     def logits(self, text: Tensor) -> Tensor:
@@ -122,18 +119,8 @@ class GradCam:
     def project_back(self, maps: Tensor) -> Tensor:
         """(B, P, L) to (B, P, E): J F^T M / L, the adjoint of :meth:`project`."""
         patches = self._normed[:, 1:]
-        weights = maps @ patches / patches.shape[1]
-        return torch.func.vmap(self._push, 1, 1, chunk_size=CHUNK)(weights)
-
-    def _embed(self, offset: Tensor) -> Tensor:
-        """(B, K) offsets of all patches of F to (B, E) image embeddings."""
-        shifted = self._normed[:, 1:] + offset[:, None]
-        return self._clip.tail(self._last_input, torch.cat([self._normed[:, :1], shifted], 1))
-
-    def _push(self, offset: Tensor) -> Tensor:
-        """(B, K) to (B, E): the product with J."""
-        change: Tensor = torch.func.jvp(self._embed, (self._no_offset,), (offset,))[1]
-        return change
+        offsets = maps @ patches / patches.shape[1]
+        return torch.cat([self._tail.push(part) for part in offsets.split(CHUNK, 1)], 1)
 
 
 class _Tail:
@@ -192,6 +179,53 @@ class _Tail:
         along = torch.einsum("bpli,bli->bpl", inner, self._norm2_inner)[..., None] / width
         change = (inner @ folded.product).addcmul_(mean, folded.ones, value=-1)
         return change.addcmul_(along, self._norm2_heads[:, None], value=-1).mul_(self._norm2.scale[:, None])
+
+    @torch.no_grad()
+    def push(self, offsets: Tensor) -> Tensor:
+        """(B, P, K) to (B, P, E): products with J, the change of the embedding with an offset of all patches of F.
+
+        The steps of :meth:`pull` the other way round. Only a mean over patches leaves the block, so the MLP's second
+        layer and the projection see one vector per class instead of one per patch.
+        """
+        post, out = self._post_norm, self._attention.out_proj.weight
+        patches, width = post.unit.shape[1:]
+        heads = self._push_attention(offsets)
+        inner = self._into_mlp(heads, width).mul_(self._slope[:, None])
+        sums = (post.scale.mT[:, None] @ each for each in (heads, inner))
+        total, total_inner = (each[:, :, 0] for each in sums)
+        moved = total @ out.T + total_inner @ self._mlp.fc2.weight.T
+        along = torch.einsum("bplk,blk->bpl", heads, self._post_heads)
+        along = (along + torch.einsum("bpli,bli->bpl", inner, self._unit_inner)) * post.scale.mT / width
+        moved = (moved - moved.mean(-1, keepdim=True) - along @ post.unit) / patches
+        change: Tensor = (moved * post.weight) @ self._projection.weight.T
+        return change
+
+    def _into_mlp(self, heads: Tensor, width: int) -> Tensor:
+        """(B, P, L, K) changes of what the heads see to those inside the MLP, (B, P, L, I): as :meth:`_through_mlp`."""
+        folded = self._folded
+        along = torch.einsum("bplk,blk->bpl", heads, self._norm2_heads)[..., None] / width
+        change = (heads @ folded.product.T).addcmul_((heads @ folded.ones)[..., None], folded.mean, value=-1)
+        return change.addcmul_(along, self._norm2_inner[:, None], value=-1).mul_(self._norm2.scale[:, None])
+
+    def _push_attention(self, offsets: Tensor) -> Tensor:
+        """(B, P, K) offsets of all patches to the (B, P, L, K) change of what the heads see.
+
+        In the symbols of :meth:`_pull_attention`, for an offset that is ``a``, ``b`` and ``c`` to the queries, keys and
+        values of a head: with ``s_j = a k_j`` the change is ``A (s v) - (A s) o + (q b) A_0 (o - v_0) + (1 - A_0) c``,
+        where A_0 is the attention to the class token.
+        """
+        attention, (_, query, key, value, weights, seen) = self._attention, self._found
+        layers = (attention.q_proj, attention.k_proj, attention.v_proj)
+        of_query, of_key, of_value = (by_head(attention, offsets @ layer.weight.T) for layer in layers)  # (B, H, P, d)
+        strength = attention.scale * of_query @ key.mT  # (B, H, P, 1 + L)
+        spread = (strength[..., None] * value[:, :, None]).transpose(2, 3).flatten(3)  # (B, H, 1 + L, P d)
+        spread = (weights @ spread).unflatten(3, (strength.shape[2], -1))  # (B, H, L, P, d)
+        own = (weights @ strength.mT)[..., None]
+        to_class = weights[..., 0, None, None]
+        keyed = (attention.scale * query @ of_key.mT)[..., None] * to_class
+        seen = seen[:, :, :, None]
+        change = spread - own * seen + keyed * (seen - value[:, :, None, :1]) + (1 - to_class) * of_value[:, :, None]
+        return change.permute(0, 3, 2, 1, 4).flatten(3)  # (B, P, L, K)
 
     def _pull_attention(self, change: Tensor) -> Tensor:
         """(B, P, H, L, d) gradients of what the heads see to (B, P, K).
