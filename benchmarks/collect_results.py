@@ -26,11 +26,13 @@ def collect(runs: list[Path], name: str, pages: tuple[str, ...] = PAGES) -> int:
     """Write ``docs/results/NAME.json`` and the tables named NAME.
 
     Args:
-        runs: run folders, each with a metrics.json.
+        runs: run folders, each with a metrics.json, and files of records, e.g. the result of earlier runs; of the same
+            measurement the last one counts.
         name: of the result, ``<method>-<data>``.
         pages: Markdown files relative to the repository.
     """
-    records = merged([record for run in runs for record in read_records(run / "metrics.json")])
+    files = [run if run.suffix == ".json" else run / "metrics.json" for run in runs]
+    records = merged([record for file in files for record in read_records(file)])
     if not records:
         raise UserError(f"{', '.join(map(str, runs))}: no records; run `weakly evaluate` first.")
     write_records(REPOSITORY / "docs" / "results" / f"{name}.json", records)

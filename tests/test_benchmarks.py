@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from weakly.errors import UserError
-from weakly.evaluation.records import write_records
+from weakly.evaluation.records import Record, read_records, write_records
 from weakly.foundation.automatic_masks import AutomaticMasks, generate_masks
 from weakly.foundation.sam import SamSegmenter
 from weakly.segmentation import encode_masks
@@ -307,3 +307,22 @@ def test_tables_of_a_reproduction_are_collected(tmp_path: Path) -> None:
     assert collect_tables.collect(run, "x", results) == 0
     assert {path.name for path in results.iterdir()} == {"x.md", "x.json", "x-orderings.json"}
     assert (results / "x.md").read_text() == "# Paper\n"
+
+
+def test_results_grow_by_runs_and_the_last_measurement_counts(tmp_path: Path, monkeypatch) -> None:
+    collect_results = load_benchmark("collect_results")
+    monkeypatch.setattr(collect_results, "REPOSITORY", tmp_path)
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "page.md").write_text("A\n<!-- table: x -->\nold\n<!-- end -->\nB\n")
+
+    def record(method: str, miou: float) -> Record:
+        return Record(method=method, data="d", split="val", images=2, row="final", miou=miou, command=f"c {method}")
+
+    earlier = tmp_path / "docs" / "results" / "x.json"
+    write_records(earlier, [record("fma", 0.1), record("clip-es", 0.2)])
+    write_records(tmp_path / "run" / "metrics.json", [record("fma", 0.3)])
+    assert collect_results.collect([earlier, tmp_path / "run"], "x", ("page.md",)) == 0
+    assert {r.method: r.miou for r in read_records(earlier)} == {"fma": 0.3, "clip-es": 0.2}
+    page = (tmp_path / "page.md").read_text()
+    assert "| fma | 30.0 |" in page and "old" not in page and page.endswith("<!-- end -->\nB\n")
