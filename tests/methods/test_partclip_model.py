@@ -14,7 +14,7 @@ from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 from partclip_reference import encode_padded, unfactored
 from weakly.errors import UserError
 from weakly.foundation.clipseg import ClipSeg
-from weakly.methods.partclip import inference, trunk
+from weakly.methods.partclip import feed_forward, inference
 from weakly.methods.partclip.inference import best_of, oracle_obj, parts_within, pred_all, predict_phrases
 from weakly.methods.partclip.model import ClipSegBaseline, NameEmbeddings, PartClipSeg
 from weakly.methods.partclip.names import PartNames
@@ -60,7 +60,7 @@ def test_every_mask_is_that_of_the_unfactored_formulation(clipseg: ClipSeg, obj_
 
 @pytest.mark.parametrize("obj_text_index", ["offset", "official"])
 def test_every_gradient_is_that_of_the_unfactored_formulation(clipseg, obj_text_index, monkeypatch) -> None:
-    monkeypatch.setattr(trunk, "HIDDEN_FLOATS", 24 * 100)  # feed-forward slices of 100 tokens
+    monkeypatch.setitem(feed_forward.HIDDEN_FLOATS, "cpu", 24 * 100)  # feed-forward slices of 100 tokens
     model, images = student(clipseg, obj_text_index=obj_text_index), pixels()
     output = model(clipseg.taps(images), model.encode_names(clipseg, NAMES), chunk=3)
     direction = [torch.randn_like(output.trunk_logits), torch.randn_like(output.class_logits)]
@@ -267,13 +267,14 @@ def test_pred_all_is_the_released_rule_with_nothing_pruned(clipseg, seed, size, 
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_background_that_answers_for_itself_wins_where_its_sigmoid_is_above_one_half(clipseg, seed) -> None:
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8])
+def test_a_background_with_a_threshold_answers_for_itself(clipseg, seed, threshold) -> None:
     model, taps, names = scene(clipseg, seed)
     with torch.no_grad():
         objects, classes = dense(model, taps, names, (37, 90))
-    nothing = objects[-1] > 0.5
+    nothing = objects[-1] > threshold
     expected = released_pred_all(torch.cat([objects[:-1], torch.where(nothing, 2.0, -1.0)[None]]), classes, NAMES)
-    found = pred_all(model, taps, names, (37, 90), chunk=2, background="half")
+    found = pred_all(model, taps, names, (37, 90), chunk=2, background_above=threshold)
     agree = found.labels == expected
     assert agree.float().mean() > 0.999  # a float32 tie may fall either way
     assert ((found.labels == len(NAMES)) == nothing)[agree].all()
@@ -366,7 +367,7 @@ def test_the_baseline_asks_for_phrases(clipseg: ClipSeg) -> None:
     large = functional.interpolate(logits, (30, 50), mode="bilinear", align_corners=False)[0]
     assert torch.equal(predict_phrases(model, taps, names, (30, 50), chunk=3).labels, large.argmax(0))
     nothing = large[-1] > 0
-    half = predict_phrases(model, taps, names, (30, 50), chunk=3, background="half").labels
+    half = predict_phrases(model, taps, names, (30, 50), chunk=3, background_above=0.5).labels
     assert torch.equal(half, torch.where(nothing, len(NAMES), large[:-1].argmax(0)))
     dog = torch.tensor([0, 1, 3])
     oracle = predict_phrases(model, taps, names, (30, 50), dog)

@@ -30,7 +30,7 @@ def read_maps(head: nn.Module, features: Tensor, grid: tuple[int, int]) -> Tenso
         return whole
     blocks = nn.Sequential(*layers[:first])(maps).movedim(1, -1)
     for layer in layers[first:]:
-        blocks = _write_blocks(layer, blocks) if isinstance(layer, nn.ConvTranspose2d) else layer(blocks)
+        blocks = _write_blocks(layer, blocks) if isinstance(layer, nn.ConvTranspose2d) else blocks.relu_()
     return _in_place(blocks)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from torch.nn import functional
 
 from weakly.methods.partclip.model import ClipSegBaseline, NameEmbeddings, PartClipSeg
 from weakly.methods.partclip.trunk import ClipSegStudent, Trunk
-
-BackgroundWins = Literal["highest", "half"]
-"""Where a pixel is background: where its logit is the highest, as published, or where its own sigmoid is above 1/2."""
 
 PROMPTS_AT_ONCE = 32
 """Prompts the decoder runs on together: about ten tensors of 32 T d floats, 40 MB each at 352 pixels."""
@@ -46,7 +43,7 @@ def pred_all(
     names: NameEmbeddings,
     size: tuple[int, int],
     chunk: int = 16,
-    background: BackgroundWins = "highest",
+    background_above: float | None = None,
 ) -> LabelMap:
     """Pred-All: the best object of every pixel, then the best part of that object; the background is an object.
 
@@ -58,13 +55,13 @@ def pred_all(
         names: of any vocabulary.
         size: (H, W).
         chunk: masks made at once.
-        background: where it wins.
+        background_above: see :func:`best_or_background`.
     """
     reduced = model.reduce(taps)
     prompts = torch.arange(names.parts, names.prompts, device=taps.device)
     wholes = run_prompts(model, reduced, names.embeddings, prompts)
     rows = torch.arange(len(prompts), device=taps.device)
-    found = best_or_background(lambda part: model.prompt_logits(wholes, part), rows, size, chunk, background)
+    found = best_or_background(lambda part: model.prompt_logits(wholes, part), rows, size, chunk, background_above)
     parts = _parts_within(model, reduced, names, found.labels, chunk, (wholes, prompts))
     return LabelMap(parts.labels, torch.where(parts.labels < names.classes, parts.scores, found.scores))
 
@@ -123,7 +120,7 @@ def predict_phrases(
     size: tuple[int, int],
     classes: Tensor | None = None,
     chunk: int = 16,
-    background: BackgroundWins = "highest",
+    background_above: float | None = None,
 ) -> LabelMap:
     """The baseline's prediction: the best class or background, or the best of ``classes`` (spec section 9).
 
@@ -134,7 +131,7 @@ def predict_phrases(
         size: (H, W).
         classes: (C,) int64, those of known objects for Oracle-Obj; all K + 1 by default, for Pred-All.
         chunk: prompts run and masks made at once.
-        background: where it wins.
+        background_above: see :func:`best_or_background`.
     """
     reduced = model.reduce(taps)
 
@@ -143,7 +140,7 @@ def predict_phrases(
 
     if classes is not None:
         return best_of(logits_of, classes, size, chunk)
-    return best_or_background(logits_of, torch.arange(len(names), device=taps.device), size, chunk, background)
+    return best_or_background(logits_of, torch.arange(len(names), device=taps.device), size, chunk, background_above)
 
 
 def run_prompts(model: ClipSegStudent, reduced: Tensor, embeddings: Tensor, prompts: Tensor) -> Trunk:
@@ -189,18 +186,25 @@ def best_or_background(
     channels: Tensor,
     size: tuple[int, int],
     chunk: int,
-    background: BackgroundWins,
+    background_above: float | None,
 ) -> LabelMap:
-    """:func:`best_of` where the last channel is background.
+    """:func:`best_of` where the last channel is background; the first four arguments are its own.
 
     Sigmoids of masks share no scale: where a model hesitates between many objects, none of them is above a background
-    that it hardly believes in. With ``half`` the background answers for itself, and objects compete with objects.
+    that it hardly believes in. With a threshold the background answers for itself, and objects compete with objects.
+
+    Args:
+        logits_of: see there.
+        channels: see there.
+        size: see there.
+        chunk: see there.
+        background_above: sigmoid from which a pixel is background; None: where its logit is the highest, as published.
     """
-    if background == "highest":
+    if background_above is None:
         return best_of(logits_of, channels, size, chunk)
-    found = best_of(logits_of, channels[:-1], size, chunk)
-    own = functional.interpolate(logits_of(channels[-1:]).float(), size, mode="bilinear", align_corners=False)[0, 0]
-    return LabelMap(torch.where(own > 0, channels[-1], found.labels), torch.where(own > 0, own.sigmoid(), found.scores))
+    found, background = (best_of(logits_of, part, size, chunk) for part in (channels[:-1], channels[-1:]))
+    wins = background.scores > background_above
+    return LabelMap(*(theirs.where(wins, ours) for theirs, ours in zip(background, found, strict=True)))
 
 
 def _parts_within(

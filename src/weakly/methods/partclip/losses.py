@@ -7,12 +7,12 @@ objects, N_p parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.autograd.function import once_differentiable
 
 from weakly.methods.partclip.attention_losses import AttentionLoss
 from weakly.methods.partclip.model import ClipSegBaseline, Decoded, NameEmbeddings, PartClipSeg
@@ -161,19 +161,52 @@ def masked_bce(
         terms: over the same pixels.
         chunk: channels at once.
     """
-    total_weight = torch.stack([term.weight for term in terms]).sum(0)
 
     def of_channels(channels: Tensor, weight: Tensor) -> Tensor:
-        logits = logits_of(channels).float()
-        own = channels[:, None, None]
-        # BCE(x, t) = softplus(x) - t x, and only one channel of a pixel has t = 1.
-        yes = sum(((term.target[:, None] == own) * term.weight[:, None] for term in terms), torch.zeros_like(logits))
-        entropy = functional.softplus(logits) * total_weight[:, None] - logits * yes
-        return (entropy.sum((0, 2, 3)) * weight).sum()
+        return cast("Tensor", _Entropy.apply(logits_of(channels).float(), channels, weight, terms))
 
     channels = torch.arange(len(channel_weight), device=channel_weight.device)
     pieces = zip(channels.split(chunk), channel_weight.split(chunk), strict=True)
     return torch.stack([recomputed(of_channels, *piece) for piece in pieces]).sum()
+
+
+class _Entropy(torch.autograd.Function):
+    """Scalar ``sum_k w_k sum_terms sum_p v_p (softplus(x_kp) - [t_p = k] x_kp)`` of (B, c, S, S) logits x.
+
+    That is weighted BCE, of which one channel of a pixel has target 1. The gradient, ``sigmoid(x) - [t = k]`` times the
+    weights, is written in one tensor; ones and zeros of targets are never laid out.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, channels: Tensor, weight: Tensor, terms: Sequence[PixelTerm]) -> Tensor:
+        ctx.save_for_backward(logits, channels, weight)
+        ctx.terms = terms
+        # log(1 + y) for log1p(y): off by 6e-8 of a pixel at most, and ten times faster on a processor.
+        softened = logits.abs().neg_().exp_().add_(1).log_().add_(logits.clamp(min=0))
+        pixels = torch.stack([term.weight for term in terms]).sum(0)
+        entropy = torch.einsum("bkyx,byx,k->", softened, pixels, weight)
+        for row, share in _own(terms, channels, weight):
+            entropy -= (logits.gather(1, row)[:, 0] * share).sum()
+        return entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        logits, channels, weight = ctx.saved_tensors
+        pixels = torch.stack([term.weight for term in ctx.terms]).sum(0)
+        slope = logits.sigmoid().mul_(pixels[:, None]).mul_(weight[:, None, None])
+        for row, share in _own(ctx.terms, channels, weight):
+            slope.scatter_add_(1, row, -share[:, None])
+        return slope.mul_(gradient), None, None, None
+
+
+def _own(terms: Sequence[PixelTerm], channels: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Per term the row of a pixel's own channel, (B, 1, S, S), and its weight, (B, S, S): 0 where it is elsewhere."""
+    for term in terms:
+        row = term.target - channels[0]
+        here = (row >= 0) & (row < len(channels))
+        row = row.where(here, 0)
+        yield row[:, None], term.weight * weight[row] * here
 
 
 def mean_weight(pixels: Tensor, channels: int) -> Tensor:

@@ -135,14 +135,14 @@ def decoder(student: Student, encoder: TapEncoder, names: PartNames, settings: P
 
     The baseline's classes compete in Pred-All with one background, and in Oracle-Obj with those of the same object.
     """
-    chunk, background = settings.class_chunk, settings.background_wins
+    chunk, threshold = settings.class_chunk, settings.background_above
     with torch.no_grad():
         if isinstance(student, PartClipSeg):
             embedded = student.encode_names(encoder.clipseg, names)
 
             def compose(taps: Tensor, size: tuple[int, int], objects: Tensor | None) -> LabelMap:
                 if objects is None:
-                    return pred_all(student, taps, embedded, size, chunk, background)
+                    return pred_all(student, taps, embedded, size, chunk, threshold)
                 return parts_within(student, taps, embedded, objects, chunk)
 
             return compose
@@ -153,7 +153,7 @@ def decoder(student: Student, encoder: TapEncoder, names: PartNames, settings: P
     @torch.no_grad()
     def ask(taps: Tensor, size: tuple[int, int], objects: Tensor | None) -> LabelMap:
         if objects is None:
-            return predict_phrases(baseline, taps, phrases, size, chunk=chunk, background=background)
+            return predict_phrases(baseline, taps, phrases, size, chunk=chunk, background_above=threshold)
         reduced = baseline.reduce(taps)
         return best_of(
             lambda part: baseline.prompt_logits(baseline.run(reduced, phrases[part])),

@@ -8,7 +8,6 @@ from typing import Literal
 from weakly.errors import UserError
 from weakly.methods.partclip.attention import PartScope, Pooling
 from weakly.methods.partclip.attention_losses import EnhLoss, SepLoss
-from weakly.methods.partclip.inference import BackgroundWins
 from weakly.methods.partclip.losses import EmptyTerm
 from weakly.methods.partclip.model import Composition, ObjectText
 from weakly.methods.partclip.targets import LabelPath
@@ -101,8 +100,8 @@ class PartClipSettings:
         flip: images are also seen mirrored left to right; the release does so, but not on PartImageNet.
         switches: see :class:`Switches`.
         losses: see :class:`LossWeights`; the baseline has ``background`` alone.
-        background_wins: in Pred-All a pixel is background where the background's logit is the ``highest``, as
-            published, or where its own sigmoid is above one ``half``; the baseline's too.
+        background_above: in Pred-All a pixel is background where the background's sigmoid is above this; null: where
+            its logit is the highest, as published. For the baseline too; nothing is trained differently.
         class_chunk: object-part classes whose masks are made at once; bounds the memory of training and prediction.
     """
 
@@ -113,7 +112,7 @@ class PartClipSettings:
     flip: bool = True
     switches: Switches = field(default_factory=Switches)
     losses: LossWeights = field(default_factory=LossWeights)
-    background_wins: BackgroundWins = "highest"
+    background_above: float | None = None
     class_chunk: int = 16
 
     def __post_init__(self) -> None:
@@ -121,6 +120,10 @@ class PartClipSettings:
             raise UserError(f"settings.side is {self.side}; give a number of pixels, or null.")
         if self.class_chunk < 1:
             raise UserError(f"settings.class_chunk is {self.class_chunk}; give a number of at least 1.")
+        if self.background_above is not None and not 0 < self.background_above < 1:
+            raise UserError(
+                f"settings.background_above is {self.background_above}; give a number between 0 and 1, or null."
+            )
         twice = sorted({name for name in self.unseen if self.unseen.count(name) > 1})
         if twice:
             raise UserError(f"settings.unseen names {twice[0]!r} twice; name every object once.")

@@ -21,14 +21,12 @@ from torch.utils.checkpoint import checkpoint
 from weakly.errors import UserError
 from weakly.foundation.clipseg import ClipSeg
 from weakly.foundation.clipseg_head import read_maps
+from weakly.methods.partclip.feed_forward import feed_forward
 
 BackgroundVector = Literal["learned", "frozen"]
 """The embedding of the background prompt learns, or stays as it was drawn, as in the release (D10)."""
 
 ADAPTER_SHARE = 0.2
-
-HIDDEN_FLOATS = 2**24
-"""Activations of a feed-forward layer held at once: 64 MiB."""
 
 
 class Trunk(NamedTuple):
@@ -157,10 +155,7 @@ class ClipSegStudent(nn.Module):
 def decoder_layer(layer: Any, tokens: Tensor) -> Tensor:
     """A post-norm ``CLIPSegDecoderLayer`` on (M, T, d) sequences."""
     tokens = layer.layer_norm1(tokens + attend(layer.self_attn, tokens))
-    flat = tokens.flatten(0, 1)
-    slices = flat.split(max(1, HIDDEN_FLOATS // layer.mlp.fc1.out_features))
-    widened = torch.cat([recomputed(layer.mlp, part) for part in slices]).view_as(tokens)
-    return layer.layer_norm2(tokens + widened)
+    return layer.layer_norm2(tokens + feed_forward(layer.mlp.fc1, layer.mlp.fc2, tokens))
 
 
 def attend(attention: Any, tokens: Tensor) -> Tensor:
