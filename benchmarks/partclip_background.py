@@ -1,7 +1,7 @@
 """From which sigmoid on the background should win in Pred-All: finished PartCLIPSeg runs on images of another seed.
 
 `settings.background_above` is a choice like any other, so it is not made on the images that are scored: the run's
-world is drawn again from another seed. ``strict`` figures count every pixel: there, finding parts everywhere is no gain.
+world is drawn again from another seed. ``strict`` figures count every pixel; there, parts everywhere are no gain.
 
     weakly fit recipes/partclip/menagerie.yaml
     python benchmarks/partclip_background.py '[runs/menagerie]'
