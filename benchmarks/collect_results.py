@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
 
 from command import run_command
 from weakly.errors import UserError
@@ -47,24 +49,51 @@ def collect(runs: list[Path], name: str, pages: tuple[str, ...] = PAGES) -> int:
 def stages(records: Sequence[Record]) -> str:
     """A Markdown table of records with one figure each for several stages and splits, in percent.
 
-    What differs between records has a column, what all have in common stands below.
+    What differs between records has a column, what all have in common stands below. Records that differ in their seeds
+    alone are one row, of means and, behind a sign, sample standard deviations.
     """
-    words = [name for name in WORDS if len({getattr(r, name) for r in records} - {None}) > 1]
-    figures = [name for name in FLAT_FIGURES if any(getattr(record, name) is not None for record in records)]
+    seeds = {record.seed for record in records if record.seed is not None}
+    words = [name for name in WORDS if name != "seed" and len({getattr(r, name) for r in records} - {None}) > 1]
+    rows: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        rows.setdefault(tuple(getattr(record, name) for name in words), []).append(record)
+    if any(len({record.seed for record in row}) < len(row) for row in rows.values()):
+        raise UserError("Some records differ in nothing that the table shows; collect them under different names.")
+    figures = [name for name in FIGURES if any(figure(record, name) is not None for record in records)]
     head = [WORDS[name] for name in words] + figures
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for record in records:
-        cells = ["-" if getattr(record, name) is None else str(getattr(record, name)) for name in words]
-        values = [getattr(record, name) for name in figures]
-        cells += ["-" if value is None else f"{100 * value:.1f}" for value in values]
+    for known, row in rows.items():
+        cells = ["-" if value is None else str(value) for value in known]
+        cells += [spread([figure(record, name) for record in row]) for name in figures]
         lines.append("| " + " | ".join(cells) + " |")
-    shared = [f"{word} {first_of(records, name)}" for name, word in WORDS.items() if name not in words]
+    shared = [f"{word} {first_of(records, name)}" for name, word in WORDS.items() if name not in (*words, "seed")]
     shared = [words for words in shared if not words.endswith(" -")]
+    named = f"seeds {', '.join(map(str, sorted(seeds)))}" if len(seeds) > 1 else f"seed {first_of(records, 'seed')}"
     segmenter = first_of(records, "segmenter")
     about = f"{records[0].data} at {records[0].resolution}" + (f", segmenter `{segmenter}`" if segmenter != "-" else "")
     commands = ", ".join(f"`{command}`" for command in dict.fromkeys(record.command for record in records))
-    lines += ["", f"{', '.join([about, *shared])}. In percent. Written by {commands}."]
+    lines += ["", f"{', '.join([about, *shared, named])}. In percent. Written by {commands}."]
     return "\n".join(lines)
+
+
+FIGURES = (*FLAT_FIGURES, "strict")
+"""What a table shows of a record; ``strict`` is the harmonic mean over all pixels, background too."""
+
+
+def figure(record: Record, name: str) -> float | None:
+    """A figure of a record, a fraction; None where it has none."""
+    if name != "strict":
+        return getattr(record, name)  # type: ignore[no-any-return]
+    strict = (record.details or {}).get("strict")
+    return strict["miou"]["harmonic"] if strict else None
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """``12.3``, or ``12.3 ± 0.4`` of several runs, in percent; a dash where a run has no such figure."""
+    known = [100 * value for value in values if value is not None]
+    if len(known) < len(values):
+        return "-"
+    return f"{mean(known):.1f}" + (f" ± {stdev(known):.1f}" if len(known) > 1 else "")
 
 
 WORDS = {
@@ -123,7 +152,7 @@ def table(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-def percent(figures: dict[str, float | None] | None) -> str:
+def percent(figures: Mapping[str, float | None] | None) -> str:
     """``12.3 / 45.6``, or a dash where a figure is undefined."""
     if not figures:
         return "-"

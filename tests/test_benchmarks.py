@@ -326,3 +326,21 @@ def test_results_grow_by_runs_and_the_last_measurement_counts(tmp_path: Path, mo
     assert {r.method: r.miou for r in read_records(earlier)} == {"fma": 0.3, "clip-es": 0.2}
     page = (tmp_path / "page.md").read_text()
     assert "| fma | 30.0 |" in page and "old" not in page and page.endswith("<!-- end -->\nB\n")
+
+
+def test_runs_that_differ_in_their_seeds_are_one_row_with_its_spread() -> None:
+    collect_results = load_benchmark("collect_results")
+
+    def record(method: str, seed: int, miou: float, strict: float | None = None) -> Record:
+        details = {} if strict is None else {"strict": {"miou": {"harmonic": strict}}}
+        same = {"data": "d", "split": "val", "images": 2, "row": "final", "command": "c"}
+        return Record(method=method, seed=seed, miou=miou, details=details, **same)
+
+    records = [record("a", 1, 0.1, 0.5), record("a", 2, 0.3, 0.7), record("b", 1, 0.25), record("b", 2, 0.25)]
+    text = collect_results.stages(records)
+    assert "| method | miou | strict |" in text
+    assert "| a | 20.0 ± 14.1 | 60.0 ± 14.1 |" in text
+    assert "| b | 25.0 ± 0.0 | - |" in text
+    assert "seeds 1, 2." in text
+    with pytest.raises(UserError, match="differ in nothing"):
+        collect_results.stages([*records, record("b", 2, 0.5)])
