@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -252,6 +253,15 @@ class TestPrediction:
                 wanted = classes.argmax(0)
             assert np.mean(result.to_label_map(C) != wanted.numpy()) < 1e-3
 
+    def test_all_at_once_is_what_the_baseline_does(self, predictor: PartClipPredictor, dataset: Dataset) -> None:
+        """Both architectures, with the threshold that the background answers to."""
+        changed = replace(predictor.settings, pred_all="all_at_once", background_above=0.5)
+        asked = PartClipPredictor(predictor.student, predictor.encoder, VOCABULARY, changed)
+        for index, result in enumerate(asked.predict(sources_of(dataset), batch_size=3)):
+            _, classes = self.logits(predictor, dataset, index)
+            wanted = torch.where(classes[-1] > 0, C, classes[:-1].argmax(0))
+            assert np.mean(result.to_label_map(C) != wanted.numpy()) < 1e-3
+
     def test_oracle_obj_is_the_published_rule_object_by_object(
         self, predictor: PartClipPredictor, dataset: Dataset
     ) -> None:
@@ -382,6 +392,7 @@ def test_settings_that_cannot_be_meant_are_refused() -> None:
     for values, sentence in (
         ({"side": 0}, r"settings\.side is 0"),
         ({"class_chunk": 0}, r"settings\.class_chunk is 0"),
+        ({"background_above": 1.0}, r"settings\.background_above is 1\.0; give a number between 0 and 1, or null"),
         ({"unseen": ("fox", "fox")}, "names 'fox' twice"),
     ):
         with pytest.raises(UserError, match=sentence):

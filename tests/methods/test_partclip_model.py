@@ -15,7 +15,14 @@ from partclip_reference import encode_padded, unfactored
 from weakly.errors import UserError
 from weakly.foundation.clipseg import ClipSeg
 from weakly.methods.partclip import feed_forward, inference
-from weakly.methods.partclip.inference import best_of, oracle_obj, parts_within, pred_all, predict_phrases
+from weakly.methods.partclip.inference import (
+    all_at_once,
+    best_of,
+    oracle_obj,
+    parts_within,
+    pred_all,
+    predict_phrases,
+)
 from weakly.methods.partclip.model import ClipSegBaseline, NameEmbeddings, PartClipSeg
 from weakly.methods.partclip.names import PartNames
 from weakly.methods.partclip.trunk import VisualAdapter
@@ -280,6 +287,23 @@ def test_a_background_with_a_threshold_answers_for_itself(clipseg, seed, thresho
     assert ((found.labels == len(NAMES)) == nothing)[agree].all()
     score = torch.where(nothing, objects[-1], classes.gather(0, expected[None])[0])
     torch.testing.assert_close(found.scores[agree], score[agree].float(), **CLOSE)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("threshold", [None, 0.5])
+def test_all_at_once_is_the_best_class_or_background(clipseg, seed, threshold, monkeypatch) -> None:
+    monkeypatch.setattr(inference, "PROMPTS_AT_ONCE", 3)
+    model, taps, names = scene(clipseg, seed)
+    with torch.no_grad():
+        logits = model(taps, names).class_logits
+    masks = functional.interpolate(logits, (37, 90), mode="bilinear", align_corners=False)[0].sigmoid()
+    rivals = masks if threshold is None else torch.cat([masks[:-1], 2.0 * (masks[-1:] > threshold)])
+    found = all_at_once(model, taps, names, (37, 90), chunk=2, background_above=threshold)
+    agree = found.labels == rivals.argmax(0)
+    assert agree.float().mean() > 0.999  # a float32 tie may fall either way
+    assert 0 < agree[found.labels == len(NAMES)].sum() < agree.sum()
+    own = masks.gather(0, found.labels[None])[0]
+    torch.testing.assert_close(found.scores, own, **CLOSE)
 
 
 def test_some_image_shows_several_objects_and_background(clipseg: ClipSeg) -> None:

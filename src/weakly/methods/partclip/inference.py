@@ -67,6 +67,34 @@ def pred_all(
 
 
 @torch.no_grad()
+def all_at_once(
+    model: PartClipSeg,
+    taps: Tensor,
+    names: NameEmbeddings,
+    size: tuple[int, int],
+    chunk: int = 16,
+    background_above: float | None = None,
+) -> LabelMap:
+    """Pred-All without a choice of objects: all K classes compete, and the background of the class masks with them.
+
+    As the baseline predicts. An object mask that is wrong costs nothing here, but all classes' masks are made:
+    4 N T d bytes of features of all N prompts are held.
+
+    Args:
+        model: see :func:`pred_all`.
+        taps: (1, D, T, K_v) float32.
+        names: of any vocabulary.
+        size: (H, W).
+        chunk: masks made at once.
+        background_above: see :func:`best_or_background`.
+    """
+    prompts = torch.arange(names.prompts, device=taps.device)
+    decoded = model.compose(run_prompts(model, model.reduce(taps), names.embeddings, prompts), names)
+    classes = torch.arange(names.classes + 1, device=taps.device)
+    return best_or_background(lambda part: model.class_logits(decoded, part), classes, size, chunk, background_above)
+
+
+@torch.no_grad()
 def parts_within(
     model: PartClipSeg, taps: Tensor, names: NameEmbeddings, object_map: Tensor, chunk: int = 16
 ) -> LabelMap:

@@ -20,7 +20,15 @@ from weakly.foundation.features import FeatureStore
 from weakly.foundation.promptable import PromptableSegmenter
 from weakly.methods.base import ImageSource, Predictor, Skipped
 from weakly.methods.embedding import Embedder
-from weakly.methods.partclip.inference import PIXELS_AT_ONCE, LabelMap, best_of, parts_within, pred_all, predict_phrases
+from weakly.methods.partclip.inference import (
+    PIXELS_AT_ONCE,
+    LabelMap,
+    all_at_once,
+    best_of,
+    parts_within,
+    pred_all,
+    predict_phrases,
+)
 from weakly.methods.partclip.model import ClipSegBaseline, PartClipSeg
 from weakly.methods.partclip.names import PartNames, parse_request, part_names
 from weakly.methods.partclip.settings import PartClipSettings
@@ -139,10 +147,11 @@ def decoder(student: Student, encoder: TapEncoder, names: PartNames, settings: P
     with torch.no_grad():
         if isinstance(student, PartClipSeg):
             embedded = student.encode_names(encoder.clipseg, names)
+            everything = pred_all if settings.pred_all == "objects_first" else all_at_once
 
             def compose(taps: Tensor, size: tuple[int, int], objects: Tensor | None) -> LabelMap:
                 if objects is None:
-                    return pred_all(student, taps, embedded, size, chunk, threshold)
+                    return everything(student, taps, embedded, size, chunk, threshold)
                 return parts_within(student, taps, embedded, objects, chunk)
 
             return compose

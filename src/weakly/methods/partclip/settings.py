@@ -15,6 +15,9 @@ from weakly.methods.partclip.trunk import BackgroundVector
 
 Architecture = Literal["partclip", "clipseg"]
 
+PredAll = Literal["objects_first", "all_at_once"]
+"""How Pred-All decides: by object masks, then among the parts of a pixel's object (published); or among all parts."""
+
 
 @dataclass(frozen=True)
 class Switches:
@@ -100,6 +103,7 @@ class PartClipSettings:
         flip: images are also seen mirrored left to right; the release does so, but not on PartImageNet.
         switches: see :class:`Switches`.
         losses: see :class:`LossWeights`; the baseline has ``background`` alone.
+        pred_all: see :data:`PredAll`; the baseline knows ``all_at_once`` alone. Nothing is trained differently.
         background_above: in Pred-All a pixel is background where the background's sigmoid is above this; null: where
             its logit is the highest, as published. For the baseline too; nothing is trained differently.
         class_chunk: object-part classes whose masks are made at once; bounds the memory of training and prediction.
@@ -112,6 +116,7 @@ class PartClipSettings:
     flip: bool = True
     switches: Switches = field(default_factory=Switches)
     losses: LossWeights = field(default_factory=LossWeights)
+    pred_all: PredAll = "objects_first"
     background_above: float | None = None
     class_chunk: int = 16
 

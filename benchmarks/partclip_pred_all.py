@@ -1,10 +1,10 @@
-"""From which sigmoid on the background should win in Pred-All: finished PartCLIPSeg runs on images of another seed.
+"""How Pred-All should decide: finished PartCLIPSeg runs under every rule and threshold, on images of another seed.
 
-`settings.background_above` is a choice like any other, so it is not made on the images that are scored: the run's
-world is drawn again from another seed. ``strict`` figures count every pixel; there, parts everywhere are no gain.
+`settings.pred_all` and `background_above` are choices like any other, so they are not made on the scored images: the
+run's world is drawn again from another seed. ``strict`` figures count every pixel; there, parts everywhere are no gain.
 
     weakly fit recipes/partclip/menagerie.yaml
-    python benchmarks/partclip_background.py '[runs/menagerie]'
+    python benchmarks/partclip_pred_all.py '[runs/menagerie]'
 """
 
 from __future__ import annotations
@@ -27,15 +27,24 @@ from weakly.files import write_json
 from weakly.methods.base import ImageSource, Skipped
 from weakly.methods.partclip import METHOD, PartClipSettings
 from weakly.methods.partclip.predictor import PartClipPredictor
+from weakly.methods.partclip.settings import PredAll
 
-THRESHOLDS = (None, 0.5, 0.7, 0.8, 0.9, 0.95)
-"""None: the background wins where its logit is the highest, as published."""
+RULES: tuple[tuple[PredAll, float | None], ...] = (
+    ("objects_first", None),
+    ("objects_first", 0.5),
+    ("objects_first", 0.8),
+    ("all_at_once", None),
+    ("all_at_once", 0.3),
+    ("all_at_once", 0.5),
+    ("all_at_once", 0.7),
+)
+"""How parts compete, and from which sigmoid on the background wins; None: where its logit is the highest."""
 
 
-def compare_thresholds(
-    runs: Sequence[Path], seed: int = 77, images: int = 100, out: Path = Path("runs/partclip-background.json")
+def compare_rules(
+    runs: Sequence[Path], seed: int = 77, images: int = 100, out: Path = Path("runs/partclip-pred-all.json")
 ) -> int:
-    """Score runs with every threshold and write one row for each.
+    """Score runs under every rule and write one row for each.
 
     Args:
         runs: folders of trained runs on the rendered world.
@@ -44,7 +53,7 @@ def compare_thresholds(
         out: JSON file.
     """
     rows = [row for run in runs for row in _rows(run, seed, images)]
-    command = f"python benchmarks/partclip_background.py '[{','.join(str(run) for run in runs)}]'"
+    command = f"python benchmarks/partclip_pred_all.py '[{','.join(str(run) for run in runs)}]'"
     write_json(out, {"command": command, "seed": seed, "images": images, "rows": rows})
     return 0
 
@@ -58,21 +67,26 @@ def _rows(folder: Path, seed: int, images: int) -> list[dict[str, Any]]:
     dataset = open_split(recipe.data, recipe.evaluated_split())
     predictor = METHOD.load(run.chosen_student("last"), workspace(run, recipe)).with_vocabulary(dataset.vocabulary)
     rows = []
-    for threshold in THRESHOLDS:
-        figures = _figures(predictor, dataset, threshold, recipe)
-        row = {"run": str(folder), "method": recipe.settings.architecture, "background_above": threshold, **figures}
+    knows = [rule for rule in RULES if recipe.settings.architecture == "partclip" or rule[0] == "all_at_once"]
+    for pred_all, background_above in knows:
+        settings = replace(predictor.settings, pred_all=pred_all, background_above=background_above)
+        known = {"run": str(folder), "method": settings.architecture}
+        figures = _figures(predictor, dataset, settings, recipe)
+        row = {**known, "pred_all": pred_all, "background_above": background_above, **figures}
         print(row, flush=True)
         rows.append(row)
     return rows
 
 
-def _figures(predictor: PartClipPredictor, dataset: Dataset, threshold: float | None, recipe: Recipe) -> dict[str, Any]:
+def _figures(
+    predictor: PartClipPredictor, dataset: Dataset, settings: PartClipSettings, recipe: Recipe
+) -> dict[str, Any]:
     """Seen, unseen and harmonic mIoU in Pred-All, on part pixels and on all."""
     asked = PartClipPredictor(
         predictor.student,
         predictor.encoder,
         predictor.vocabulary,
-        replace(predictor.settings, background_above=threshold),
+        settings,
         predictor.store,
     )
     scoring = METHOD.scoring_of(recipe.settings)
@@ -91,4 +105,4 @@ def _figures(predictor: PartClipPredictor, dataset: Dataset, threshold: float | 
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(compare_thresholds, as_positional=True))
+    sys.exit(run_command(compare_rules, as_positional=True))
