@@ -77,8 +77,8 @@ def all_at_once(
 ) -> LabelMap:
     """Pred-All without a choice of objects: all K classes compete, and the background of the class masks with them.
 
-    As the baseline predicts. An object mask that is wrong costs nothing here, but all classes' masks are made:
-    4 N T d bytes of features of all N prompts are held.
+    As the baseline predicts. An object mask that is wrong costs nothing here, but all classes' masks are made, and four
+    tensors of N T d floats are held.
 
     Args:
         model: see :func:`pred_all`.
