@@ -31,7 +31,7 @@ def example() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("mode", "classification", "regression"),
-    [("off", 3.7159, 2.9), ("joint", 2.5149, 1.7), ("independent", 0.1130, 0.3)],
+    [("none", 3.7159, 2.9), ("joint", 2.5149, 1.7), ("independent", 0.1130, 0.3)],
 )
 def test_the_worked_example(mode: DropMode, classification: float, regression: float) -> None:
     losses = roi_losses(*example(), replace(DROP, mode=mode), step=10)
@@ -55,7 +55,7 @@ def test_without_threshold_before_the_start_and_in_validation_nothing_is_dropped
     mode: DropMode, limit: float, step: int | None
 ) -> None:
     drop = replace(DROP, mode=mode, cls=limit, reg=limit)
-    plain = roi_losses(*example(), replace(DROP, mode="off"), step=10)
+    plain = roi_losses(*example(), replace(DROP, mode="none"), step=10)
     assert roi_losses(*example(), drop, step) == plain
 
 
@@ -75,7 +75,7 @@ def test_with_drop_off_the_losses_are_those_of_torchvision(seed: int, rois: int,
     generator = torch.Generator().manual_seed(seed)
     logits, deltas = torch.randn(rois, 4, generator=generator), torch.randn(rois, 16, generator=generator)
     labels, targets = torch.randint(4, (rois,), generator=generator), torch.randn(rois, 4, generator=generator)
-    losses = roi_losses(logits, deltas, labels, targets, DropSettings("off"), 0, beta)
+    losses = roi_losses(logits, deltas, labels, targets, DropSettings("none"), 0, beta)
     classification, regression = fastrcnn_loss(logits, deltas, [labels], [targets])
     assert float(losses.classification) == pytest.approx(float(classification), rel=1e-5)
     if beta == 1 / 9:

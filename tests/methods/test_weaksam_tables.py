@@ -277,7 +277,7 @@ def test_presets_hold_the_spec_s_table_of_oicr(tmp_path: Path) -> None:
     ("preset", "updates", "seed", "tau", "side", "drop", "epochs"),
     [
         ("voc07", 30_000, 42, 0.3, 20, ("independent", 4.0, 4.0, 2000), 29),
-        ("voc12", 32_000, 1, 0.5, 20, ("off", 4.0, 4.0, 4000), 22),
+        ("voc12", 32_000, 1, 0.5, 20, ("none", 4.0, 4.0, 4000), 22),
         ("coco14", 125_000, 42, 0.5, 2, ("independent", 5.0, 4.0, 10_000), 17),
     ],
 )

@@ -92,7 +92,7 @@ SMALL_DETECTOR = DetectorSettings(
     rois=128,
     roi_scale=112,
     mask_width=128,
-    drop=DropSettings(start=500),
+    drop=DropSettings("none"),  # as long as nothing is learned, what it drops is every object
 )
 """For images of about 256 px, from random weights."""
 

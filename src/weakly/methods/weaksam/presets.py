@@ -118,7 +118,7 @@ def _faster_rcnn(drop: Values, short: list[int], long: int, jitter: Values) -> V
 
 _FASTER_RCNN_VOC07 = _faster_rcnn({}, list(PUBLISHED_SHORTS), 2000, _VOC_JITTER)
 # The released configuration of VOC 2012 trains without RoI drop.
-_FASTER_RCNN_VOC12 = _faster_rcnn({"mode": "off", "start": 4000}, _TEST_SIZES, 2000, _VOC_JITTER)
+_FASTER_RCNN_VOC12 = _faster_rcnn({"mode": "none", "start": 4000}, _TEST_SIZES, 2000, _VOC_JITTER)
 _FASTER_RCNN_COCO = _faster_rcnn(
     {"cls": 5.0, "reg": 4.0, "start": 10_000}, list(range(480, 1217, 32)), 4000, _COCO_JITTER
 )
@@ -143,7 +143,7 @@ _RT_DETR_COCO: Values = {
 
 _MASK_RCNN: Values = {
     "student": "mask_rcnn",
-    "detector": {"weights": _IMAGENET, "drop": {"mode": "off"}},  # its published settings state none
+    "detector": {"weights": _IMAGENET, "drop": {"mode": "none"}},  # its published settings state none
     "augmentation": dict(_COCO_JITTER),
     "inference": dict(ONE_VIEW),
 }

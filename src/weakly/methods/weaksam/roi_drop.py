@@ -17,7 +17,7 @@ from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss  # ty
 
 from weakly.errors import UserError
 
-DropMode = Literal["off", "joint", "independent"]
+DropMode = Literal["none", "joint", "independent"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class DropSettings:
     Attributes:
         mode: ``independent`` drops every classification term above ``cls`` and every regression term above ``reg``,
             confident false negatives among them; ``joint`` drops both terms of foreground RoIs where both are above;
-            ``off`` drops none.
+            ``none`` drops nothing.
         cls: threshold of the cross-entropy; 4 is a probability of the label below 0.018.
         reg: threshold of the sum of the four absolute errors, in encoded units.
         start: first training step at which terms are dropped.
@@ -77,7 +77,7 @@ def kept_terms(
     Returns:
         (R,) bool: classification terms that stay, and regression terms that stay (also True for background).
     """
-    if drop.mode == "off" or step is None or step < drop.start:
+    if drop.mode == "none" or step is None or step < drop.start:
         everything = torch.ones_like(foreground)
         return everything, everything
     doubtful_class = classification > drop.cls

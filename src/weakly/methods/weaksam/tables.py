@@ -219,7 +219,7 @@ def _pseudo_truth(settings: WeakSamSettings) -> Table:
 
 def _roi_drop(settings: WeakSamSettings) -> Table:
     modes = {
-        "off": "None",
+        "none": "None",
         "joint": "Joint, as the released code means it",
         "independent": "Independent, as the paper's figure shows it",
     }
@@ -268,7 +268,7 @@ def _student(settings: WeakSamSettings, student: str, changes: Mapping[str, Any]
 
 def _true_student(settings: WeakSamSettings, student: str, figure: str = "ap50") -> Measure:
     """The same student on true boxes or masks, without RoI drop."""
-    true = {"settings.truth": "true-boxes", "settings.detector.drop.mode": "off"}
+    true = {"settings.truth": "true-boxes", "settings.detector.drop.mode": "none"}
     made = {"evaluation.student": "last", **_made_for(settings, student), **true}
     return Measure(made, seeds=(STUDENT_SEED,), figure=figure)
 
