@@ -74,8 +74,7 @@ def test_the_demo_is_offline_and_draws_its_own_world(tmp_path: Path) -> None:
     assert settings.detector.weights is None and settings.clues.vit.pretrained is None
     assert recipe.data.render is not None and Path(recipe.data.root) == tmp_path / "1" / "world"
     assert recipe.data.kind == "voc-instances" and len(recipe.data.render.kinds or ()) == 5
-    steps = recipe.optimisation.epochs * recipe.data.render.train // recipe.optimisation.batch_size
-    assert settings.detector.drop.start < steps / 2, "RoI drop has its turn"
+    assert settings.detector.drop.mode == "none", "a network that has learned nothing would lose every object to it"
 
 
 def test_the_demo_goes_from_tags_to_boxes_and_shows_every_stage(

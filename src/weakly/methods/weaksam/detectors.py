@@ -82,21 +82,6 @@ class DetectorSettings(TwoStageSettings):
             raise UserError(f"detector.beta is {self.beta}; give 0 or more.")
 
 
-SMALL_DETECTOR = DetectorSettings(
-    backbone="resnet18",
-    width=128,
-    hidden=256,
-    anchors=(16, 32, 64, 128, 256),
-    pre_nms=500,
-    proposals=250,
-    rois=128,
-    roi_scale=112,
-    mask_width=128,
-    drop=DropSettings("none"),  # as long as nothing is learned, what it drops is every object
-)
-"""For images of about 256 px, from random weights."""
-
-
 class Detections(NamedTuple):
     """What a student found in an image, at the image's own size.
 

@@ -233,7 +233,7 @@ def _roi_drop(settings: WeakSamSettings) -> Table:
         ("RoI drop",),
         ("AP50", "AP"),
         tuple(rows),
-        (Ordering("RoI drop beats none.", ("off:AP50", "independent:AP50")),),
+        (Ordering("RoI drop beats none.", ("none:AP50", "independent:AP50")),),
     )
 
 
