@@ -201,7 +201,7 @@ def test_every_row_changes_what_it_names_and_nothing_else(base: Recipe, cells: d
         "A/mctformer:AP50": {"settings.clues.model"},
         "B/top1:AP50": {"settings.pseudo_truth.mode"},
         "B/range:Retrained": {"settings.pseudo_truth.norm"},
-        "C/off:AP50": {"settings.detector.drop.mode"},
+        "C/none:AP50": {"settings.detector.drop.mode"},
         "C/joint:AP": {"settings.detector.drop.mode"},
     }
     assert {place: found[place] for place in expected} == expected
@@ -235,7 +235,7 @@ def test_stages_are_scored_under_the_name_of_their_proposals(measures: dict[str,
 
 
 def test_repetitions_move_what_is_drawn_by_chance(path: Path, measures: dict[str, Measure]) -> None:
-    student = changed(path, measures["C/off:AP50"].changed(3))
+    student = changed(path, measures["C/none:AP50"].changed(3))
     assert (student.settings.clues.train.seed, student.settings.wsod_training.seed, student.optimisation.seed) == (
         3,
         3,
