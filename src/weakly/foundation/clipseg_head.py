@@ -29,7 +29,7 @@ def read_maps(head: nn.Module, features: Tensor, grid: tuple[int, int]) -> Tenso
         whole: Tensor = head(maps)
         return whole
     blocks = nn.Sequential(*layers[:first])(maps).movedim(1, -1)
-    for layer in layers[first:]:
+    for layer in layers[first:]:  # ReLU in place: what a linear layer has just made is read by nothing else
         blocks = _write_blocks(layer, blocks) if isinstance(layer, nn.ConvTranspose2d) else blocks.relu_()
     return _in_place(blocks)
 

@@ -1,7 +1,8 @@
 """From one image's taps to a label map (spec partclipseg section 5), asking for no part of an object that is not there.
 
 Objects are run first; then only the parts of the objects found, or given, and only their masks. The result is that of
-asking for everything. Symbols as in :mod:`~weakly.methods.partclip.model`; (H, W) is the image's original size.
+asking for everything. :func:`all_at_once` alone is another rule, and does ask for everything. Symbols as in
+:mod:`~weakly.methods.partclip.model`; (H, W) is the image's original size.
 """
 
 from __future__ import annotations
@@ -216,16 +217,16 @@ def best_or_background(
     chunk: int,
     background_above: float | None,
 ) -> LabelMap:
-    """:func:`best_of` where the last channel is background; the first four arguments are its own.
+    """:func:`best_of` where the last channel is background.
 
     Sigmoids of masks share no scale: where a model hesitates between many objects, none of them is above a background
     that it hardly believes in. With a threshold the background answers for itself, and objects compete with objects.
 
     Args:
-        logits_of: see there.
-        channels: see there.
-        size: see there.
-        chunk: see there.
+        logits_of: as for :func:`best_of`.
+        channels: (C,) int64 in rising order, the background last.
+        size: (H, W).
+        chunk: channels at once at most.
         background_above: sigmoid from which a pixel is background; None: where its logit is the highest, as published.
     """
     if background_above is None:

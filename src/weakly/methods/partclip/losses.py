@@ -161,9 +161,10 @@ def masked_bce(
         terms: over the same pixels.
         chunk: channels at once.
     """
+    pixels = torch.stack([term.weight for term in terms]).sum(0)
 
     def of_channels(channels: Tensor, weight: Tensor) -> Tensor:
-        return cast("Tensor", _Entropy.apply(logits_of(channels).float(), channels, weight, terms))
+        return cast("Tensor", _Entropy.apply(logits_of(channels).float(), channels, weight, pixels, terms))
 
     channels = torch.arange(len(channel_weight), device=channel_weight.device)
     pieces = zip(channels.split(chunk), channel_weight.split(chunk), strict=True)
@@ -178,12 +179,13 @@ class _Entropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, channels: Tensor, weight: Tensor, terms: Sequence[PixelTerm]) -> Tensor:
-        ctx.save_for_backward(logits, channels, weight)
+    def forward(
+        ctx: Any, logits: Tensor, channels: Tensor, weight: Tensor, pixels: Tensor, terms: Sequence[PixelTerm]
+    ) -> Tensor:
+        ctx.save_for_backward(logits, channels, weight, pixels)
         ctx.terms = terms
         # log(1 + y) for log1p(y): off by 6e-8 of a pixel at most, and ten times faster on a processor.
         softened = logits.abs().neg_().exp_().add_(1).log_().add_(logits.clamp(min=0))
-        pixels = torch.stack([term.weight for term in terms]).sum(0)
         entropy = torch.einsum("bkyx,byx,k->", softened, pixels, weight)
         for row, share in _own(terms, channels, weight):
             entropy -= (logits.gather(1, row)[:, 0] * share).sum()
@@ -192,12 +194,11 @@ class _Entropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        logits, channels, weight = ctx.saved_tensors
-        pixels = torch.stack([term.weight for term in ctx.terms]).sum(0)
+        logits, channels, weight, pixels = ctx.saved_tensors
         slope = logits.sigmoid().mul_(pixels[:, None]).mul_(weight[:, None, None])
         for row, share in _own(ctx.terms, channels, weight):
             slope.scatter_add_(1, row, -share[:, None])
-        return slope.mul_(gradient), None, None, None
+        return slope.mul_(gradient), None, None, None, None
 
 
 def _own(terms: Sequence[PixelTerm], channels: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

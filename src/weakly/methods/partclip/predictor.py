@@ -59,8 +59,9 @@ class Seen(NamedTuple):
 class PartClipPredictor(Predictor):
     """A student behind the vision tower it was trained on, asked for the parts of one vocabulary.
 
-    The vocabulary is encoded once. Images are encoded in batches and decoded one by one, objects first, in memory that
-    depends on the size of the image and hardly on the number of names (:mod:`~weakly.methods.partclip.inference`).
+    The vocabulary is encoded once. Images are encoded in batches and decoded one by one, by default objects first, in
+    memory that depends on the size of the image and, unless all parts are asked for at once, hardly on the number of
+    names (:mod:`~weakly.methods.partclip.inference`).
 
     Args:
         student: trained.
