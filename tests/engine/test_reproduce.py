@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from weakly.errors import UserError
 from weakly.evaluation.records import read_records
 from weakly.methods.base import find_method
 from weakly.methods.tables import Baseline, Cell, Measure, Ordering, Row, Table, Tables
+from weakly.report.reproduction import reproduction_text
 
 FIGURE = "dataset41.miou"
 ORACLE = Measure(scored="reference", reference=("oracle", "final"), figure=FIGURE)
@@ -83,6 +85,20 @@ def test_tables_are_measured_beside_the_published_figures_and_only_once(
     before = (work / "out" / "metrics.json").read_bytes()
     assert main([*command, "--tables", "1,2"]) == DONE
     assert (work / "out" / "metrics.json").read_bytes() == before
+
+
+def test_what_is_nowhere_published_or_only_printed_has_no_column(
+    recipe_file: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = replace(table("S", {"plain": Cell(None, STUDENT)}), orderings=(), data="")
+    theirs = replace(table("O", {"others": Cell(0.7)}), orderings=())
+    tables = Tables("A paper", "its tables", (ours, theirs), {})
+    monkeypatch.setattr(type(find_method("tiny")), "tables", lambda self, settings: tables)
+    text = reproduction_text(reproduce("tiny", recipe_file, work / "out"))
+    mine, printed = text.split("## Table ")[1:3]
+    assert "| Row | mIoU, here |" in mine and "Published" not in mine and "Here: " in mine
+    assert "| Row | mIoU, published |" in printed and "| Others | 70.0 |" in printed
+    assert "Published: their data." in printed and "Here" not in printed
 
 
 def test_what_changes_after_training_alone_trains_once(

@@ -114,11 +114,11 @@ def test_settings_are_checked() -> None:
 def test_a_batch_is_padded_to_the_side_and_whole_images_to_the_largest(tmp_path: Path) -> None:
     data = rectangles(tmp_path, masks=True)
     batch = data.random_views(7).__getitems__([0, 1, 2])
-    assert batch.pixels.shape == (3, 3, 64, 64)
+    assert batch.inputs.shape == (3, 3, 64, 64)
     whole = data.__getitems__([0, 2])
     assert whole.sizes == [(40, 64), (36, 64)]
-    assert whole.pixels.shape == (2, 3, 40, 64)
-    assert (whole.pixels[1, :, 36:] == 0).all()
+    assert whole.inputs.shape == (2, 3, 40, 64)
+    assert (whole.inputs[1, :, 36:] == 0).all()
     assert [len(target.labels) for target in whole.targets] == [1, 3]
     assert whole.targets[1].masks.shape == (3, 40, 64)
     with pytest.raises(IndexError):
@@ -133,9 +133,9 @@ def test_a_random_view_depends_on_seed_view_and_image_alone(tmp_path: Path) -> N
         pair = read_instances(data.images[image], data.instances[image])
         view = training_view(*pair, data.augmentation, np.random.default_rng((7, number, image)))
         height, width = batch.sizes[row]
-        assert torch.equal(batch.pixels[row, :, :height, :width], view.pixels)
+        assert torch.equal(batch.inputs[row, :, :height, :width], view.pixels)
         assert torch.equal(batch.targets[row].boxes, view.target.boxes)
-    assert not torch.equal(data.random_views(8)[1].pixels, views[1].pixels)
+    assert not torch.equal(data.random_views(8)[1].inputs, views[1].inputs)
 
 
 def test_a_stopped_epoch_goes_on_with_the_same_views(tmp_path: Path) -> None:
@@ -146,10 +146,10 @@ def test_a_stopped_epoch_goes_on_with_the_same_views(tmp_path: Path) -> None:
         sampler.set_epoch(2)
         return EpochLoader(data.random_views(7), sampler, batch_size=2)
 
-    whole = [batch.pixels for batch in loader()]
+    whole = [batch.inputs for batch in loader()]
     resumed = loader()
     resumed.load_state_dict({"batches": 1})
-    rest = [batch.pixels for batch in resumed]
+    rest = [batch.inputs for batch in resumed]
     assert len(rest) == len(whole) - 1 == 2
     assert all(torch.equal(a, b) for a, b in zip(whole[1:], rest, strict=True))
 

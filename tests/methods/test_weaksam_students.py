@@ -100,7 +100,7 @@ def test_detections_are_inside_the_image_and_alike_alone_and_together(
     student = tiny_student(kind).eval()
     batch = data_for(student, boxes, masks).__getitems__([3, 4])
     originals = [(128, 128), SIZES[4]]
-    together = student.predict(batch.pixels, batch.sizes, originals)
+    together = student.predict(batch.inputs, batch.sizes, originals)
     for row, found in enumerate(together):
         height, width = originals[row]
         assert 0 < len(found.labels) <= 5
@@ -113,7 +113,7 @@ def test_detections_are_inside_the_image_and_alike_alone_and_together(
         assert (found.rles is not None) == student.makes_masks
         if found.rles is not None:
             assert decode_masks(found.rles, (height, width)).shape == (len(found.labels), height, width)
-        alone = student.predict(batch.pixels[row : row + 1], batch.sizes[row : row + 1], originals[row : row + 1])[0]
+        alone = student.predict(batch.inputs[row : row + 1], batch.sizes[row : row + 1], originals[row : row + 1])[0]
         assert np.array_equal(alone.labels, found.labels)
         assert np.allclose(alone.boxes, found.boxes, atol=1e-2)
 

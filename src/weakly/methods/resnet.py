@@ -19,6 +19,9 @@ from weakly.errors import UserError
 
 Norm = Literal["group", "batch"]
 
+LEVELS = 5
+"""Maps of the feature pyramid."""
+
 
 def resnet_pyramid(
     name: str,

@@ -6,21 +6,25 @@ and no RoI is pooled.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator  # type: ignore[import-untyped]
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead  # type: ignore[import-untyped]
+from torchvision.models.detection.image_list import ImageList  # type: ignore[import-untyped]
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead  # type: ignore[import-untyped]
 from torchvision.ops import MultiScaleRoIAlign  # type: ignore[import-untyped]
 
 from weakly.errors import UserError
+from weakly.methods.resnet import LEVELS, Norm
 
 
 @dataclass(frozen=True)
 class TwoStageSettings:
-    """Sizes of both stages; the defaults are torchvision's, for a pyramid with strides 4 to 64.
+    """Sizes of the pyramid and of both stages; the defaults are torchvision's, for a pyramid with strides 4 to 64.
 
     Attributes:
         section: what a recipe calls them.
@@ -33,6 +37,11 @@ class TwoStageSettings:
         proposals: of an image after suppression.
         rois: sampled to train the second stage, a quarter of them foreground where there are as many.
         roi_scale: side in pixels of the RoIs that are pooled at stride 16; smaller ones at finer strides.
+        scales: of the pyramid on a segmenter's embedding: sides of its maps to those of the embedding, finest first.
+            The defaults give strides 4 to 64 on SAM's embedding of stride 16.
+        frozen_stages: of stem and four stages, how many a pretrained ResNet keeps as they are, from the stem on.
+        norm: of a ResNet with random weights and of its pyramid; a pretrained one has frozen batch norm and no norm in
+            the pyramid.
     """
 
     section: ClassVar[str] = "detector"
@@ -46,6 +55,9 @@ class TwoStageSettings:
     proposals: int = 1000
     rois: int = 512
     roi_scale: int = 224
+    scales: tuple[float, ...] = (4, 2, 1, 0.5, 0.25)
+    frozen_stages: int = 2
+    norm: Norm = "group"
 
     def __post_init__(self) -> None:
         section = self.section
@@ -60,6 +72,27 @@ class TwoStageSettings:
         for name in ("hidden", "anchors_per_image", "pre_nms", "proposals", "rois", "roi_scale"):
             if getattr(self, name) < 1:
                 raise UserError(f"{section}.{name} is {getattr(self, name)}; give at least 1.")
+        doubled = all(fine == 2 * coarse for fine, coarse in zip(self.scales, self.scales[1:], strict=False))
+        if not doubled or not set(self.scales) <= {4, 2, 1, 0.5, 0.25, 0.125}:
+            raise UserError(
+                f"{section}.scales is {list(self.scales)}; give powers of two from 4 to 0.125, each half of the one "
+                "before."
+            )
+        if not 0 <= self.frozen_stages <= 5:
+            raise UserError(f"{section}.frozen_stages is {self.frozen_stages}; give a number from 0 to 5.")
+
+    def check_levels(self, backbone: str) -> None:
+        """Refuse anchors that are not one per level of the pyramid on ``backbone``, a ResNet or the ``segmenter``.
+
+        Raises:
+            UserError: there are more of them, or fewer.
+        """
+        levels = len(self.scales) if backbone == "segmenter" else LEVELS
+        if len(self.anchors) != levels:
+            raise UserError(
+                f"{self.section}.anchors has {len(self.anchors)} sides, but the pyramid {levels} levels; give one side "
+                "per level."
+            )
 
     @property
     def roi_levels(self) -> list[str]:
@@ -70,6 +103,17 @@ class TwoStageSettings:
 def level_names(count: int) -> list[str]:
     """Names of the maps of a pyramid, finest first."""
     return [*(str(level) for level in range(count - 1)), "pool"]
+
+
+def images_in_frames(inputs: Tensor, side: int, sizes: Sequence[tuple[int, int]]) -> ImageList:
+    """B images in frames of S x S pixels as the stages want them, whose size they ask for and not their pixels.
+
+    Args:
+        inputs: (B, ...) what a pyramid makes its maps of, pixels or embeddings.
+        side: S.
+        sizes: (height, width) of the B images in their frames, at the top left.
+    """
+    return ImageList(inputs.new_zeros(1).expand(len(inputs), 1, side, side), list(sizes))
 
 
 def proposal_network(settings: TwoStageSettings) -> RegionProposalNetwork:

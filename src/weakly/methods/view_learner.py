@@ -40,13 +40,16 @@ class ViewLearner(Learner):
 
     @abstractmethod
     def losses(self, batch: Any) -> dict[str, Tensor]:
-        """Scalars of a training batch: ``"loss"``, which is minimised, and what else is logged."""
+        """Scalars of a training batch: ``"loss"``, which is minimised, and what else is logged.
+
+        The first field of the batch has a row per view.
+        """
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:  # noqa: ARG002 - Lightning's signature
         """Scalar loss; it and the others are logged as ``train/...``."""
         losses = self.losses(batch)
         values = {f"train/{name}": value.detach() for name, value in losses.items()}
-        self.log_dict(values, batch_size=len(batch.pixels), on_step=True, on_epoch=False)
+        self.log_dict(values, batch_size=len(batch[0]), on_step=True, on_epoch=False)
         return losses["loss"]
 
     def configure_optimizers(self) -> Any:

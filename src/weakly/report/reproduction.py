@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import jinja2
 
@@ -36,6 +37,12 @@ class _Cell:
     reason: str = ""
 
 
+class _Column(NamedTuple):
+    figure: int
+    name: str
+    side: str
+
+
 @dataclass(frozen=True)
 class _View:
     """A table ready to print.
@@ -44,20 +51,19 @@ class _View:
         number: as printed.
         title: what it compares.
         head: headings of the words.
-        figures: headings of the figures.
+        columns: number and name of a figure, and its side: "published" or "here".
         rows: words and cells.
-        published_on: data of the paper.
-        measured_on: ours: data, split, images and resolution of the first figure, and the protocol where it has a name.
+        on: data of the paper; ours: data, split, images and resolution of the first figure, and the protocol where it
+            has a name.
         notes: where ours departs.
     """
 
     number: str
     title: str
     head: tuple[str, ...]
-    figures: tuple[str, ...]
+    columns: tuple[_Column, ...]
     rows: tuple[tuple[tuple[str, ...], tuple[_Cell, ...]], ...]
-    published_on: str
-    measured_on: str
+    on: str
     notes: tuple[str, ...]
 
 
@@ -137,9 +143,28 @@ def _view(result: TableResult) -> _View:
     table = result.table
     cells = iter([_cell(cell.published, result.figures.get(place)) for place, cell in table.places()])
     rows = tuple((row.words, tuple(islice(cells, len(row.cells)))) for row in table.rows)
-    records = [record for measured in result.figures.values() for record in measured.records.values()]
-    on = _measured_on(records[0]) + _protocol(table) if records else "nothing measured"
-    return _View(table.number, table.title, table.head, table.figures, rows, table.data, on, table.notes)
+    return _View(table.number, table.title, table.head, _columns(table), rows, _on(result), table.notes)
+
+
+def _columns(table: Table) -> tuple[_Column, ...]:
+    """Two columns per figure; none for what is nowhere published, and none for what is only printed."""
+    columns = []
+    for figure, name in enumerate(table.figures):
+        cells = [row.cells[figure] for row in table.rows]
+        if any(cell.published is not None for cell in cells):
+            columns.append(_Column(figure, name, "published"))
+        if any(cell.measure is not None for cell in cells):
+            columns.append(_Column(figure, name, "here"))
+    return tuple(columns)
+
+
+def _on(result: TableResult) -> str:
+    parts = [f"Published: {result.table.data}."] if result.table.data else []
+    if any(cell.measure is not None for _, cell in result.table.places()):
+        records = [record for measured in result.figures.values() for record in measured.records.values()]
+        measured_on = _measured_on(records[0]) + _protocol(result.table) if records else "nothing measured"
+        parts.append(f"Here: {measured_on}.")
+    return " ".join(parts)
 
 
 def _cell(published: float | None, measured: Measured | None) -> _Cell:
@@ -176,12 +201,12 @@ def _verdict(judgement: Judgement) -> str:
 
 
 def _table_lines(view: _View) -> list[str]:
-    figures = [word for figure in view.figures for word in (f"{figure}, published", f"{figure}, here")]
-    lines = [f"## Table {view.number}: {view.title}", ""]
-    lines += [f"Published: {view.published_on}. Here: {view.measured_on}.", ""]
+    figures = [f"{column.name}, {column.side}" for column in view.columns]
+    lines = [f"## Table {view.number}: {view.title}", "", *([view.on, ""] if view.on else [])]
     lines.append(f"| {' | '.join([*view.head, *figures])} |")
     lines.append("|" + "---|" * len(view.head) + "--:|" * len(figures))
     for words, cells in view.rows:
-        numbers = [word for cell in cells for word in (cell.published, cell.ours)]
+        shown = [(cells[column.figure], column.side) for column in view.columns]
+        numbers = [cell.published if side == "published" else cell.ours for cell, side in shown]
         lines.append(f"| {' | '.join([*words, *numbers])} |")
     return [*lines, "", *(f"- {note}" for note in view.notes), *([""] if view.notes else [])]

@@ -2,7 +2,8 @@
 
 Rooms: :mod:`clues` (A), :mod:`peaks` (B), :mod:`proposals` (C), :mod:`wsod` (D), :mod:`pseudo_truth` (E),
 :mod:`detectors` (F), :mod:`pseudo_masks` (G), :mod:`pipeline` (A to E in order), :mod:`stages` (what they make of a
-dataset), :mod:`targets`, :mod:`learner`, :mod:`predictor`, :mod:`settings`.
+dataset), :mod:`targets`, :mod:`learner`, :mod:`predictor`, :mod:`embedded` (both for students on embeddings),
+:mod:`settings`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from weakly.methods.fma.seeds import tags_of
 from weakly.methods.frozen import frozen_segmenter
 from weakly.methods.optimisation import Optimisation
 from weakly.methods.tables import Tables
+from weakly.methods.weaksam.detectors import EmbeddingSource
+from weakly.methods.weaksam.embedded import EmbeddedData, EmbeddedPredictor, embed
 from weakly.methods.weaksam.learner import WeakSamLearner
 from weakly.methods.weaksam.pipeline import STAGES, Pipeline
 from weakly.methods.weaksam.predictor import WeakSamPredictor
@@ -45,7 +48,7 @@ class WeakSamMethod(Method):
     scoring: ClassVar[Scoring] = BOXES
     stages: ClassVar[tuple[str, ...]] = STAGES
 
-    def prepare(self, settings: WeakSamSettings, dataset: Dataset, workspace: Workspace) -> WeakSamData:
+    def prepare(self, settings: WeakSamSettings, dataset: Dataset, workspace: Workspace) -> WeakSamData | EmbeddedData:
         """Every stage before the student; images that cannot be read or have no tags are left out and named.
 
         Raises:
@@ -54,18 +57,18 @@ class WeakSamMethod(Method):
         if settings.truth == "true-boxes":
             data = _true_data(settings, dataset)
             workspace.done(STAGES[-1])
+        else:
+            data = _pseudo_data(settings, dataset, workspace)
+        if not settings.on_embeddings:
             return data
-        pipeline = Pipeline(settings, dataset.vocabulary, workspace)
-        images = pipeline.usable(dataset)
-        instances = pipeline.instances(images)
-        paths = tuple(sample.path for sample in images.samples)
-        return WeakSamData(paths, tuple(instances), settings.augmentation, skipped=images.skipped)
+        return embed(data, dataset, frozen_segmenter(settings.segmenter, workspace.device), workspace)
 
     def learner(
         self, settings: WeakSamSettings, vocabulary: Vocabulary, optimisation: Optimisation, total_steps: int
     ) -> WeakSamLearner:
         """A fresh student."""
-        student = build_student(settings.student, settings.architecture, len(vocabulary))
+        source = EmbeddingSource.of(frozen_segmenter(settings.segmenter)) if settings.on_embeddings else None
+        student = build_student(settings.student, settings.architecture, len(vocabulary), source)
         return WeakSamLearner(student, settings, vocabulary, optimisation, total_steps)
 
     def save(self, learner: Learner, folder: Path, card: dict[str, Any]) -> None:
@@ -74,16 +77,20 @@ class WeakSamMethod(Method):
             raise TypeError(f"{type(learner).__name__} is no WeakSamLearner")
         save_pretrained(folder, learner.student, learner.settings, learner.vocabulary, card)
 
-    def load(self, folder: Path, workspace: Workspace) -> WeakSamPredictor:
-        """The predictor of a student folder. The segmenter is loaded where boxes are to prompt it.
+    def load(self, folder: Path, workspace: Workspace) -> WeakSamPredictor | EmbeddedPredictor:
+        """The predictor of a student folder. The segmenter is loaded where it is looked at, or boxes are to prompt it.
 
         Raises:
-            UserError: the folder is damaged or of another version, or the segmenter is missing.
+            UserError: the folder is damaged or of another version, or the segmenter is missing or another one than the
+                student was trained on.
         """
         student, settings, vocabulary = from_pretrained(folder)
-        asked = not settings.wants_masks and settings.inference.boxes_to_masks == "segmenter"
+        prompted = not settings.wants_masks and settings.inference.boxes_to_masks == "segmenter"
+        asked = prompted or settings.on_embeddings
         segmenter = frozen_segmenter(settings.segmenter, workspace.device) if asked else None
         store = find_store(workspace.features, segmenter, workspace.feature_dtype) if segmenter else None
+        if segmenter is not None and settings.on_embeddings:
+            return EmbeddedPredictor(student, vocabulary, settings.inference, segmenter, store)
         return WeakSamPredictor(student, vocabulary, settings.inference, segmenter, workspace.device, store)
 
     def scoring_of(self, settings: WeakSamSettings) -> Scoring:
@@ -144,6 +151,14 @@ def _stages(settings: WeakSamSettings, dataset: Dataset, workspace: Workspace) -
         return None
     pipeline = Pipeline(settings, dataset.vocabulary, workspace)
     return Stages(pipeline, dataset) if pipeline.trained() else None
+
+
+def _pseudo_data(settings: WeakSamSettings, dataset: Dataset, workspace: Workspace) -> WeakSamData:
+    """What the stages make of the images' tags."""
+    pipeline = Pipeline(settings, dataset.vocabulary, workspace)
+    images = pipeline.usable(dataset)
+    paths = tuple(sample.path for sample in images.samples)
+    return WeakSamData(paths, tuple(pipeline.instances(images)), settings.augmentation, skipped=images.skipped)
 
 
 def _true_data(settings: WeakSamSettings, dataset: Dataset) -> WeakSamData:

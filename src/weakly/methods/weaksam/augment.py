@@ -133,15 +133,19 @@ def look(image: NDArray[np.uint8], instances: Instances, window: Window) -> View
     pixels = resize_image(image, window.resized)[window.y : window.y + height, window.x : window.x + width]
     if window.mirrored:
         pixels = pixels[:, ::-1]
+    return View(to_pixels(pixels), target_in(instances, _size(image), window))
+
+
+def target_in(instances: Instances, size: tuple[int, int], window: Window) -> Target:
+    """The instances of an image of ``size`` that have a pixel inside a window."""
     if instances.masks is None:
-        boxes = move_boxes(instances.boxes, _size(image), window)
+        boxes = move_boxes(instances.boxes, size, window)
         kept, masks = (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(1), None
     else:
         moved = move_masks(instances.masks, window)
         boxes, kept = mask_extents(moved), moved.any((1, 2))
         masks = torch.from_numpy(moved[kept].astype(np.uint8))
-    target = Target(torch.from_numpy(boxes[kept]), torch.from_numpy(instances.labels[kept]), masks)
-    return View(to_pixels(pixels), target)
+    return Target(torch.from_numpy(boxes[kept]), torch.from_numpy(instances.labels[kept]), masks)
 
 
 def move_boxes(boxes: NDArray[np.float32], size: tuple[int, int], window: Window) -> NDArray[np.float32]:

@@ -20,10 +20,12 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import paste_masks_in_image  # type: ignore[import-untyped]
 
 from weakly.errors import UserError
+from weakly.foundation.promptable import PromptableSegmenter
 from weakly.methods.optimisation import norm_parameters
-from weakly.methods.resnet import Norm, resnet_pyramid
+from weakly.methods.resnet import resnet_pyramid
 from weakly.methods.semantic_network import pad_to
-from weakly.methods.two_stage import TwoStageSettings, box_branch, proposal_network, roi_align
+from weakly.methods.simple_pyramid import SimplePyramid
+from weakly.methods.two_stage import TwoStageSettings, box_branch, images_in_frames, proposal_network, roi_align
 from weakly.methods.weaksam.augment import Target
 from weakly.methods.weaksam.roi_drop import DropRoIHeads, DropSettings
 from weakly.segmentation import Rle, encode_masks
@@ -37,15 +39,14 @@ MASK_SIDE = 14
 
 @dataclass(frozen=True)
 class DetectorSettings(TwoStageSettings):
-    """Faster R-CNN and Mask R-CNN on a ResNet with a feature pyramid; the defaults are those behind WeakSAM.
+    """Faster R-CNN and Mask R-CNN on a feature pyramid; the defaults are those behind WeakSAM.
 
     Attributes:
-        backbone: a ResNet of torchvision.
-        weights: of the backbone: torchvision's name for them, e.g. ``IMAGENET1K_V1`` (fetched from the network), or a
-            local ``.pth`` or ``.safetensors`` file. None: random ones.
-        frozen_stages: of stem and four stages, how many a pretrained backbone keeps as they are, from the stem on.
-        norm: of a backbone with random weights and of its pyramid; a pretrained one has frozen batch norm and no norm
-            in the pyramid.
+        backbone: a ResNet of torchvision that looks at views of the images; or ``segmenter``: the detector looks at the
+            frozen segmenter's embeddings of whole images, mirrored or not, and its pyramid is all that is trained of a
+            backbone.
+        weights: of a ResNet: torchvision's name for them, e.g. ``IMAGENET1K_V1`` (fetched from the network), or a local
+            ``.pth`` or ``.safetensors`` file. None: random ones.
         beta: of the smooth L1 loss of the second stage; 0 is L1. (The proposals' own is torchvision's, 1/9.)
         drop: RoI drop.
         min_score: detections with a lower score are left out.
@@ -55,10 +56,8 @@ class DetectorSettings(TwoStageSettings):
         backbone_lr: learning rate of the ResNet over that of the rest.
     """
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "segmenter"] = "resnet50"
     weights: str | None = None
-    frozen_stages: int = 2
-    norm: Norm = "group"
     beta: float = 0.0
     drop: DropSettings = field(default_factory=DropSettings)
     min_score: float = 0.05
@@ -69,10 +68,11 @@ class DetectorSettings(TwoStageSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.anchors) != 5:
-            raise UserError(f"detector.anchors is {list(self.anchors)}; give five sides in pixels, one per level.")
-        if not 0 <= self.frozen_stages <= 5:
-            raise UserError(f"detector.frozen_stages is {self.frozen_stages}; give a number from 0 to 5.")
+        self.check_levels(self.backbone)
+        if self.on_embeddings and self.weights is not None:
+            raise UserError(
+                "detector.weights are of a ResNet, but detector.backbone is segmenter; leave one of them out."
+            )
         if self.detections < 1:
             raise UserError(f"detector.detections is {self.detections}; give at least 1.")
         for name in ("min_score", "nms"):
@@ -80,6 +80,46 @@ class DetectorSettings(TwoStageSettings):
                 raise UserError(f"detector.{name} is {getattr(self, name)}; give a number in [0, 1].")
         if self.beta < 0:
             raise UserError(f"detector.beta is {self.beta}; give 0 or more.")
+
+    @property
+    def on_embeddings(self) -> bool:
+        """Whether the detector looks at the segmenter's embeddings instead of pixels."""
+        return self.backbone == "segmenter"
+
+
+@dataclass(frozen=True)
+class EmbeddingSource:
+    """Whose embeddings a detector looks at.
+
+    Attributes:
+        segmenter: the segmenter's name.
+        fingerprint: of its weights and preprocessing.
+        channels: K, of an embedding that are looked at, the first ones.
+        side: S of the segmenter's frame, in whose pixels boxes are.
+    """
+
+    segmenter: str
+    fingerprint: str
+    channels: int
+    side: int
+
+    @classmethod
+    def of(cls, segmenter: PromptableSegmenter) -> EmbeddingSource:
+        """That of a segmenter."""
+        return cls(segmenter.name, segmenter.fingerprint, segmenter.student_channels, segmenter.side)
+
+    def check(self, segmenter: PromptableSegmenter) -> None:
+        """Refuse a segmenter that makes other embeddings.
+
+        Raises:
+            UserError: its weights or its preprocessing are different.
+        """
+        if segmenter.fingerprint != self.fingerprint:
+            raise UserError(
+                f"This student was trained on embeddings of segmenter {self.segmenter!r} (fingerprint "
+                f"{self.fingerprint[:12]}), but {segmenter.name!r} here has fingerprint {segmenter.fingerprint[:12]}; "
+                "use the same weights and padding, or train again."
+            )
 
 
 class Detections(NamedTuple):
@@ -106,22 +146,25 @@ class Detector(nn.Module, ABC):
         makes_masks: whether it learns from masks and finds them.
         backbone: beginning of the backbone's parameter names.
         backbone_lr: learning rate of the backbone over that of the rest.
+        source: whose embeddings it looks at; None: it looks at pixels.
     """
 
     kind: ClassVar[str]
     makes_masks: ClassVar[bool]
     backbone: ClassVar[str]
     backbone_lr: float
+    source: EmbeddingSource | None = None
 
     @abstractmethod
     def loss(
-        self, pixels: Tensor, sizes: Sequence[tuple[int, int]], targets: Sequence[Target], step: int | None
+        self, inputs: Tensor, sizes: Sequence[tuple[int, int]], targets: Sequence[Target], step: int | None
     ) -> dict[str, Tensor]:
         """What training minimises.
 
         Args:
-            pixels: (B, 3, H, W) float32, normalised by ImageNet's mean and deviation, padded at the bottom and right.
-            sizes: (height, width) of the B views without padding.
+            inputs: of B views: (B, 3, H, W) float32 pixels, normalised by ImageNet's mean and deviation, padded at the
+                bottom and right; with a ``source`` (B, K, h, w) embeddings, whose views are frames of S x S pixels.
+            sizes: (height, width) of the B views without padding, in pixels.
             targets: of the B views, in their pixels.
             step: training step; None: validation, where no RoI is dropped.
 
@@ -131,12 +174,12 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def predict(
-        self, pixels: Tensor, sizes: Sequence[tuple[int, int]], originals: Sequence[tuple[int, int]]
+        self, inputs: Tensor, sizes: Sequence[tuple[int, int]], originals: Sequence[tuple[int, int]]
     ) -> list[Detections]:
         """Detections of B views in evaluation mode.
 
         Args:
-            pixels: as in :meth:`loss`.
+            inputs: as in :meth:`loss`.
             sizes: likewise.
             originals: (height, width) of the images that the views show whole; the detections are at these sizes.
         """
@@ -156,39 +199,38 @@ class FasterRcnn(Detector):
     Args:
         settings: its sizes.
         classes: C.
+        source: whose embeddings it looks at, if its backbone is the ``segmenter``.
         fetch: load ``settings.weights``; else the backbone waits for a state dict.
 
     Raises:
         UserError: there are no such weights, or they cannot be fetched.
+        ValueError: there is a source and the backbone is a ResNet, or the other way round.
     """
 
     kind: ClassVar[str] = "faster_rcnn"
     makes_masks: ClassVar[bool] = False
     backbone: ClassVar[str] = "pyramid.body."
 
-    def __init__(self, settings: DetectorSettings, classes: int, *, fetch: bool = True) -> None:
+    def __init__(
+        self, settings: DetectorSettings, classes: int, source: EmbeddingSource | None = None, *, fetch: bool = True
+    ) -> None:
         super().__init__()
+        if settings.on_embeddings != (source is not None):
+            raise ValueError(f"backbone {settings.backbone} and embeddings of {source}")
         self.settings = settings
         self.classes = classes
+        self.source = source
         self.backbone_lr = settings.backbone_lr
-        self.pyramid = resnet_pyramid(
-            settings.backbone,
-            settings.width,
-            weights=settings.weights,
-            frozen_stages=settings.frozen_stages,
-            norm=settings.norm,
-            fetch=fetch,
-        )
+        self.pyramid = _pyramid(settings, source, fetch=fetch)
         self.rpn = proposal_network(settings)
         self.roi_heads = _second_stage(settings, classes, masks=self.makes_masks)
 
     def loss(
-        self, pixels: Tensor, sizes: Sequence[tuple[int, int]], targets: Sequence[Target], step: int | None
+        self, inputs: Tensor, sizes: Sequence[tuple[int, int]], targets: Sequence[Target], step: int | None
     ) -> dict[str, Tensor]:
         """``objectness``, ``proposal``, ``classification``, ``regression`` and, of Mask R-CNN, ``mask``."""
         shifted = [_shifted(target) for target in targets]
-        images = ImageList(pad_to(pixels, 32, 0), list(sizes))
-        features = self.pyramid(images.tensors)
+        features, images = self._look(inputs, sizes)
         mode = self.rpn.training
         self.rpn.train()  # it has neither norms nor dropout; in evaluation mode it would give no losses
         proposals, rpn_losses = self.rpn(images, features, shifted)
@@ -203,18 +245,25 @@ class FasterRcnn(Detector):
 
     @torch.no_grad()
     def predict(
-        self, pixels: Tensor, sizes: Sequence[tuple[int, int]], originals: Sequence[tuple[int, int]]
+        self, inputs: Tensor, sizes: Sequence[tuple[int, int]], originals: Sequence[tuple[int, int]]
     ) -> list[Detections]:
         """Detections, with the masks of Mask R-CNN pasted at the size of the image."""
-        images = ImageList(pad_to(pixels, 32, 0), list(sizes))
-        features = self.pyramid(images.tensors)
+        features, images = self._look(inputs, sizes)
         proposals, _ = self.rpn(images, features)
         found, _ = self.roi_heads(features, proposals, list(sizes))
         return [_detections(*args) for args in zip(found, sizes, originals, strict=True)]
 
     def architecture(self) -> dict[str, Any]:
-        """Kind and settings."""
-        return {"kind": self.kind, "settings": asdict(self.settings)}
+        """Kind, settings and whose embeddings it looks at, if any."""
+        described = {"kind": self.kind, "settings": asdict(self.settings)}
+        return described if self.source is None else {**described, "source": asdict(self.source)}
+
+    def _look(self, inputs: Tensor, sizes: Sequence[tuple[int, int]]) -> tuple[dict[str, Tensor], ImageList]:
+        """Maps of the pyramid by name, and the views as both stages want them."""
+        if self.source is not None:
+            return self.pyramid(inputs), images_in_frames(inputs, self.source.side, sizes)
+        padded = pad_to(inputs, 32, 0)
+        return self.pyramid(padded), ImageList(padded, list(sizes))
 
 
 class MaskRcnn(FasterRcnn):
@@ -228,6 +277,19 @@ def scaled_boxes(boxes: NDArray[np.float32], size: tuple[int, int], original: tu
     """(n, 4) boxes of a view of ``size`` in pixels of its image, clipped to the image."""
     scale = np.array([original[1] / size[1], original[0] / size[0]] * 2)
     return np.clip(boxes * scale, 0, np.array(original[::-1] * 2)).astype(np.float32)
+
+
+def _pyramid(settings: DetectorSettings, source: EmbeddingSource | None, *, fetch: bool) -> nn.Module:
+    if source is not None:
+        return SimplePyramid(source.channels, settings.width, settings.scales)
+    return resnet_pyramid(
+        settings.backbone,
+        settings.width,
+        weights=settings.weights,
+        frozen_stages=settings.frozen_stages,
+        norm=settings.norm,
+        fetch=fetch,
+    )
 
 
 def _second_stage(settings: DetectorSettings, classes: int, *, masks: bool) -> DropRoIHeads:

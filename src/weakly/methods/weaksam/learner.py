@@ -29,4 +29,4 @@ class WeakSamLearner(ViewLearner):
             torch.manual_seed(batch_index)
             losses = self.student.loss(*batch, step=None)
         values = {f"val/{name}": value for name, value in losses.items() if not name.startswith("dropped")}
-        self.log_dict(values, batch_size=len(batch.pixels), on_step=False, on_epoch=True, sync_dist=True)
+        self.log_dict(values, batch_size=len(batch.inputs), on_step=False, on_epoch=True, sync_dist=True)

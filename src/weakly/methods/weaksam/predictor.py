@@ -7,8 +7,9 @@ segmentations keep the predicted boxes, which need not be the tight extents of t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +27,7 @@ from weakly.methods.embedding import Embedder
 from weakly.methods.image_views import fit_size, resize_image, to_pixels
 from weakly.methods.weaksam.detectors import Detections, Detector
 from weakly.methods.weaksam.pseudo_masks import decode_boxes
-from weakly.segmentation import Rle, Segmentation, box_masks, rle_areas, rle_boxes
+from weakly.segmentation import Segmentation, box_masks, rle_areas, rle_boxes
 from weakly.vocabulary import Vocabulary
 
 PUBLISHED_SHORTS = (480, 576, 688, 864, 1000, 1800)
@@ -149,27 +150,42 @@ class WeakSamPredictor(Predictor):
         return views[0] if len(views) == 1 else join(views, self.inference.nms, self.inference.detections)
 
     def _segmentation(self, path: Path, image: NDArray[np.uint8], found: Detections) -> Segmentation:
-        """Instances of an image; empty masks of instance heads are left out."""
-        size, head = _size(image), self.student.kind
-        if found.rles is not None:
-            return _of_masks(size, found, head)
-        rles, origin = self._masks(path, image, found.boxes)
-        provenance = [{"method": "weaksam", "head": head, "box": "predicted", "mask": mask} for mask in origin]
-        scores = found.scores.clip(0, 1)
-        return Segmentation(size, rles, found.boxes, found.labels, scores, tuple(provenance))
+        """Instances of an image, whose embedding is asked for if boxes are to prompt the segmenter."""
+        size, embedder = _size(image), self.embedder
+        if embedder is None or self.inference.boxes_to_masks == "box":
+            return segmentation_of(found, self.student.kind, size)
+        embedding = partial(embedder.embedding, path, image)
+        return segmentation_of(found, self.student.kind, size, embedder.segmenter, embedding)
 
-    def _masks(
-        self, path: Path, image: NDArray[np.uint8], boxes: NDArray[np.float32]
-    ) -> tuple[tuple[Rle, ...], list[str]]:
-        """A mask per box, and what made it; where the segmenter finds no pixel, the box."""
-        filled, embedder = box_masks(boxes, _size(image)), self.embedder
-        if embedder is None or self.inference.boxes_to_masks == "box" or not len(boxes):
-            return filled, ["box"] * len(boxes)
-        frame = embedder.segmenter.frame(_size(image))
-        found = decode_boxes(embedder.segmenter, embedder.embedding(path, image), frame, boxes)
-        empty = rle_areas(found.rles) == 0
-        rles = tuple(box if none else mask for box, mask, none in zip(filled, found.rles, empty, strict=True))
-        return rles, ["box" if none else "segmenter" for none in empty]
+
+def segmentation_of(
+    found: Detections,
+    head: str,
+    size: tuple[int, int],
+    segmenter: PromptableSegmenter | None = None,
+    embedding: Tensor | Callable[[], Tensor] | None = None,
+) -> Segmentation:
+    """The instances of an image; empty masks of instance heads are left out.
+
+    Args:
+        found: in the image.
+        head: the student's name.
+        size: (height, width) of the image.
+        segmenter: makes a mask of each box of a student that has none; where it finds no pixel, and without it, the
+            mask is the filled box.
+        embedding: the image's (1, C, h, w) by the segmenter, or what gives it where there is a box to prompt with.
+    """
+    if found.rles is not None:
+        return _of_masks(size, found, head)
+    rles, origin = box_masks(found.boxes, size), ["box"] * len(found.labels)
+    if segmenter is not None and embedding is not None and len(found.labels):
+        known = embedding if isinstance(embedding, Tensor) else embedding()
+        made = decode_boxes(segmenter, known, segmenter.frame(size), found.boxes).rles
+        empty = rle_areas(made) == 0
+        rles = tuple(box if none else mask for box, mask, none in zip(rles, made, empty, strict=True))
+        origin = ["box" if none else "segmenter" for none in empty]
+    provenance = tuple({"method": "weaksam", "head": head, "box": "predicted", "mask": mask} for mask in origin)
+    return Segmentation(size, rles, found.boxes, found.labels, found.scores.clip(0, 1), provenance)
 
 
 def join(views: Sequence[Detections], nms: float, detections: int) -> Detections:

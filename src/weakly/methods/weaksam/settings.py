@@ -47,7 +47,8 @@ class WeakSamSettings:
             the annotations. Everything else leaves them alone.
         student: what is trained on the pseudo truth (stages F and G): ``faster_rcnn`` or ``rt_detr`` on boxes,
             ``mask_rcnn`` or ``mask2former`` on the masks that the segmenter gives for them.
-        detector: sizes of Faster R-CNN and Mask R-CNN.
+        detector: sizes of Faster R-CNN and Mask R-CNN; on the segmenter's embeddings they train on whole images,
+            mirrored with the probability ``augmentation.flip``, and of ``inference`` only masks from boxes matter.
         rt_detr: sizes of RT-DETR.
         mask2former: sizes of Mask2Former.
         augmentation: of the student's training views.
@@ -78,6 +79,11 @@ class WeakSamSettings:
     def __post_init__(self) -> None:
         if self.backgrounds is not None and not self.backgrounds:
             raise UserError("settings.backgrounds is empty; give at least one word, or null for the published ones.")
+        if self.on_embeddings and self.inference.views > 1:
+            raise UserError(
+                f"A {self.student} on the segmenter's embedding looks at an image once, not {self.inference.views} "
+                "times; give one inference.short and no inference.flip."
+            )
 
     @property
     def architecture(self) -> StudentSettings:
@@ -89,7 +95,12 @@ class WeakSamSettings:
     @property
     def asks_segmenter(self) -> bool:
         """Whether training data need the promptable segmenter."""
-        return self.proposals_by == "weaksam" or self.wants_masks
+        return self.proposals_by == "weaksam" or self.wants_masks or self.on_embeddings
+
+    @property
+    def on_embeddings(self) -> bool:
+        """Whether the student looks at the segmenter's embeddings instead of pixels."""
+        return isinstance(self.architecture, DetectorSettings) and self.architecture.on_embeddings
 
     @property
     def wants_masks(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from weakly.errors import UserError
 from weakly.methods.student_folder import from_plain
-from weakly.methods.weaksam.detectors import Detector, DetectorSettings, FasterRcnn, MaskRcnn
+from weakly.methods.weaksam.detectors import Detector, DetectorSettings, EmbeddingSource, FasterRcnn, MaskRcnn
 from weakly.methods.weaksam.mask2former import Mask2FormerSettings, build_mask2former, rebuild_mask2former
 from weakly.methods.weaksam.rt_detr import RtDetrSettings, build_rt_detr, rebuild_rt_detr
 
@@ -22,14 +22,22 @@ NAMES: dict[str, str] = {
 }
 
 
-def build_student(kind: Student, settings: StudentSettings, classes: int) -> Detector:
+def build_student(
+    kind: Student, settings: StudentSettings, classes: int, source: EmbeddingSource | None = None
+) -> Detector:
     """A student of C categories; random weights are drawn from torch's generator.
+
+    Args:
+        kind: its name.
+        settings: its sizes.
+        classes: C.
+        source: whose embeddings it looks at, if its backbone is the segmenter.
 
     Raises:
         UserError: there is no such student, or its pretrained weights cannot be loaded.
     """
     if kind in ("faster_rcnn", "mask_rcnn") and isinstance(settings, DetectorSettings):
-        return (FasterRcnn if kind == "faster_rcnn" else MaskRcnn)(settings, classes)
+        return (FasterRcnn if kind == "faster_rcnn" else MaskRcnn)(settings, classes, source)
     if kind == "rt_detr" and isinstance(settings, RtDetrSettings):
         return build_rt_detr(settings, classes)
     if kind == "mask2former" and isinstance(settings, Mask2FormerSettings):
@@ -47,7 +55,8 @@ def rebuild_student(architecture: Mapping[str, Any], classes: int) -> Detector:
         kind, stored = architecture["kind"], architecture["settings"]
         if kind in ("faster_rcnn", "mask_rcnn"):
             settings = from_plain(DetectorSettings, stored)
-            return (FasterRcnn if kind == "faster_rcnn" else MaskRcnn)(settings, classes, fetch=False)
+            source = EmbeddingSource(**architecture["source"]) if settings.on_embeddings else None
+            return (FasterRcnn if kind == "faster_rcnn" else MaskRcnn)(settings, classes, source, fetch=False)
         if kind == "rt_detr":
             return rebuild_rt_detr(from_plain(RtDetrSettings, stored), architecture["config"], classes)
         if kind == "mask2former":

@@ -52,12 +52,13 @@ class WeakSamBatch(NamedTuple):
     """B views, padded at the bottom and the right to one size.
 
     Attributes:
-        pixels: (B, 3, H, W) float32, normalised by ImageNet's mean and deviation; 0 in the padding.
-        sizes: (height, width) of the B views without padding.
+        inputs: (B, 3, H, W) float32 pixels, normalised by ImageNet's mean and deviation, 0 in the padding; or
+            (B, K, h, w) embeddings.
+        sizes: (height, width) of the B views without padding, in pixels.
         targets: of the B views; their masks are (n, H, W).
     """
 
-    pixels: Tensor
+    inputs: Tensor
     sizes: list[tuple[int, int]]
     targets: list[Target]
 
@@ -132,16 +133,24 @@ def read_instances(path: Path, found: PseudoInstances) -> tuple[NDArray[np.uint8
         UserError: the image cannot be read, or has another size than its pseudo masks.
     """
     image = read_image(path)
+    return image, decode_instances(path, (image.shape[0], image.shape[1]), found)
+
+
+def decode_instances(path: Path, size: tuple[int, int], found: PseudoInstances) -> Instances:
+    """The instances of an image of ``size`` with decoded masks.
+
+    Raises:
+        UserError: the image has another size than its pseudo masks.
+    """
     if found.rles is None:
-        return image, Instances(found.boxes, found.labels)
-    size = (image.shape[0], image.shape[1])
+        return Instances(found.boxes, found.labels)
     other = next((rle["size"] for rle in found.rles if tuple(rle["size"]) != size), None)
     if other is not None:
         raise UserError(
             f"The pseudo masks of {path} have {other[1]} x {other[0]} pixels, the image {size[1]} x {size[0]}; make "
             "the pseudo masks of this image again."
         )
-    return image, Instances(found.boxes, found.labels, decode_masks(found.rles, size))
+    return Instances(found.boxes, found.labels, decode_masks(found.rles, size))
 
 
 def collate(views: Sequence[View], side: int | None = None) -> WeakSamBatch:
@@ -150,8 +159,12 @@ def collate(views: Sequence[View], side: int | None = None) -> WeakSamBatch:
     height, width = (side, side) if side is not None else (max(size[axis] for size in sizes) for axis in (0, 1))
     margins = [(0, width - size[1], 0, height - size[0]) for size in sizes]
     pixels = torch.stack([functional.pad(v.pixels, m) for v, m in zip(views, margins, strict=True)])
-    targets = [
-        v.target if v.target.masks is None else v.target._replace(masks=functional.pad(v.target.masks, m))
-        for v, m in zip(views, margins, strict=True)
-    ]
-    return WeakSamBatch(pixels, sizes, targets)
+    return WeakSamBatch(pixels, sizes, [padded(view.target, (height, width)) for view in views])
+
+
+def padded(target: Target, size: tuple[int, int]) -> Target:
+    """A target whose masks are padded at the bottom and the right to ``size``."""
+    if target.masks is None:
+        return target
+    margins = (0, size[1] - target.masks.shape[2], 0, size[0] - target.masks.shape[1])
+    return target._replace(masks=functional.pad(target.masks, margins))

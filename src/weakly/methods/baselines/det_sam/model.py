@@ -13,12 +13,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.image_list import ImageList  # type: ignore[import-untyped]
 from torchvision.models.detection.roi_heads import RoIHeads  # type: ignore[import-untyped]
 
 from weakly.methods.baselines.det_sam.settings import DetSamSettings
 from weakly.methods.baselines.det_sam.targets import DetSamBatch
-from weakly.methods.two_stage import box_branch, proposal_network
+from weakly.methods.two_stage import box_branch, images_in_frames, proposal_network
 
 
 class Found(NamedTuple):
@@ -116,8 +115,7 @@ class FasterRcnn(Detector):
         for stage in (self.rpn, self.roi_heads):
             stage.train(targets is not None)
         sizes = [(self.side, self.side)] * len(inputs)
-        # The stages ask for the size of the images, not for their pixels.
-        images = ImageList(inputs.new_zeros(1).expand(len(inputs), 1, self.side, self.side), sizes)
+        images = images_in_frames(inputs, self.side, sizes)
         features = self.pyramid(inputs)
         proposals, proposal_losses = self.rpn(images, features, targets)
         results, box_losses = self.roi_heads(features, proposals, sizes, targets)

@@ -9,43 +9,17 @@ from weakly.errors import UserError
 from weakly.foundation.promptable import Pad
 from weakly.methods.baselines.references import check_references
 from weakly.methods.decoding import Fusion
-from weakly.methods.resnet import Norm
 from weakly.methods.two_stage import TwoStageSettings
 
 DetectorName = Literal["faster-rcnn", "detr"]
 Backbone = Literal["resnet18", "resnet34", "resnet50", "segmenter"]
 
-RESNET_LEVELS = 5
-"""Levels of a ResNet's feature pyramid."""
-
 
 @dataclass(frozen=True)
 class RcnnSettings(TwoStageSettings):
-    """Sizes of Faster R-CNN; of the fields it shares with others see :class:`TwoStageSettings`.
-
-    Attributes:
-        scales: of the pyramid on the segmenter's embedding: sides of its maps to those of the embedding, finest first.
-            The defaults give strides 4 to 64 on SAM's embedding of stride 16.
-        frozen_stages: of stem and four stages, how many a pretrained ResNet keeps as they are, from the stem on.
-        norm: of a ResNet with random weights; a pretrained one has frozen batch norm.
-    """
+    """Sizes of Faster R-CNN."""
 
     section: ClassVar[str] = "settings.faster_rcnn"
-
-    scales: tuple[float, ...] = (4, 2, 1, 0.5, 0.25)
-    frozen_stages: int = 2
-    norm: Norm = "group"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        doubled = all(fine == 2 * coarse for fine, coarse in zip(self.scales, self.scales[1:], strict=False))
-        if not doubled or not set(self.scales) <= {4, 2, 1, 0.5, 0.25, 0.125}:
-            raise UserError(
-                f"settings.faster_rcnn.scales is {list(self.scales)}; give powers of two from 4 to 0.125, each half of "
-                "the one before."
-            )
-        if not 0 <= self.frozen_stages <= 5:
-            raise UserError(f"settings.faster_rcnn.frozen_stages is {self.frozen_stages}; give a number from 0 to 5.")
 
 
 @dataclass(frozen=True)
@@ -149,16 +123,12 @@ class DetSamSettings:
                 raise UserError(f"settings.{name} is {getattr(self, name)}; give a number in [0, 1].")
         if self.score_threshold != "auto" and not 0 <= self.score_threshold <= 1:
             raise UserError(f"settings.score_threshold is {self.score_threshold}; give a number in [0, 1], or auto.")
-        if self.backbone == "segmenter" and self.weights is not None:
+        if self.on_embeddings and self.weights is not None:
             raise UserError(
                 "settings.weights are of a ResNet, but settings.backbone is segmenter; leave one of them out."
             )
-        levels = len(self.faster_rcnn.scales) if self.backbone == "segmenter" else RESNET_LEVELS
-        if self.detector == "faster-rcnn" and len(self.faster_rcnn.anchors) != levels:
-            raise UserError(
-                f"settings.faster_rcnn.anchors has {len(self.faster_rcnn.anchors)} sides, but the pyramid {levels} "
-                "levels; give one side per level."
-            )
+        if self.detector == "faster-rcnn":
+            self.faster_rcnn.check_levels(self.backbone)
 
     @property
     def on_embeddings(self) -> bool:

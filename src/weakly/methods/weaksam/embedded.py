@@ -1,0 +1,182 @@
+"""Students on the frozen segmenter's embeddings: their training data, and whole images through them.
+
+A view is a whole image in the segmenter's frame of S x S pixels, as it is or mirrored; both are encoded once, and lie
+in the feature store. Symbols as in :mod:`weakly.methods.weaksam.detectors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from weakly.data.dataset import Dataset
+from weakly.data.images import read_image, read_mirrored
+from weakly.foundation.feature_build import ReadImage
+from weakly.foundation.features import Features, FeatureStore
+from weakly.foundation.promptable import Frame, PromptableSegmenter
+from weakly.labels import Sample
+from weakly.methods.base import ImageSource, Predictor, Skipped, Workspace
+from weakly.methods.embedding import Embedded, Embedder
+from weakly.methods.stored_views import store_views
+from weakly.methods.weaksam.augment import Target, Window, target_in
+from weakly.methods.weaksam.detectors import Detections, Detector
+from weakly.methods.weaksam.predictor import Inference, segmentation_of
+from weakly.methods.weaksam.targets import PseudoInstances, WeakSamBatch, WeakSamData, decode_instances, padded
+from weakly.segmentation import Segmentation
+from weakly.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedData(TorchDataset[WeakSamBatch]):
+    """Embeddings of images with their pseudo instances, collated a batch at a time.
+
+    Without a seed, index i is image i as it is. With a seed, index ``v * n + i`` is view v of image i, mirrored or not
+    as (seed, v, i) decide.
+
+    Attributes:
+        features: of the n images: as they are and, if there are two, mirrored.
+        samples: the n images.
+        instances: of the n images; an image may have none.
+        frame: the segmenter's, of an image of a size (height, width).
+        flip: probability of a mirrored view.
+        seed: of random views; None: the images as they are.
+        skipped: images that could not be used and are not among the n.
+    """
+
+    features: tuple[Features, ...]
+    samples: tuple[Sample, ...]
+    instances: tuple[PseudoInstances, ...]
+    frame: Callable[[tuple[int, int]], Frame]
+    flip: float = 0.0
+    seed: int | None = None
+    skipped: tuple[Skipped, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def random_views(self, seed: int) -> EmbeddedData:
+        """The same images in random views."""
+        return replace(self, seed=seed)
+
+    def __getitem__(self, index: int) -> WeakSamBatch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> WeakSamBatch:
+        """The batch of these indices, in this order.
+
+        Raises:
+            UserError: an image has another size than its pseudo masks.
+        """
+        mirrored, rows = torch.tensor([self._mirrored(index) for index in indices]), torch.tensor(indices) % len(self)
+        embeddings = _gather(self.features, mirrored, rows)
+        frames = [self.frame(self.samples[row].size) for row in rows.tolist()]
+        targets = [self._target(*each) for each in zip(rows.tolist(), frames, mirrored.tolist(), strict=True)]
+        return WeakSamBatch(embeddings, [frame.content for frame in frames], targets)
+
+    def _mirrored(self, index: int) -> bool:
+        number, row = divmod(index, len(self))
+        if self.seed is None and number:
+            raise IndexError(f"index {index} of {len(self)} images")
+        return self.seed is not None and bool(np.random.default_rng((self.seed, number, row)).random() < self.flip)
+
+    def _target(self, row: int, frame: Frame, mirrored: bool) -> Target:
+        sample = self.samples[row]
+        instances = decode_instances(sample.path, sample.size, self.instances[row])
+        window = Window(frame.content, 0, 0, frame.content, mirrored)
+        return padded(target_in(instances, sample.size, window), (frame.side, frame.side))
+
+
+def embed(data: WeakSamData, dataset: Dataset, segmenter: PromptableSegmenter, workspace: Workspace) -> EmbeddedData:
+    """The same images and pseudo instances for a student that looks at embeddings; what the store lacks is encoded.
+
+    Args:
+        data: images of ``dataset``, mirrored with the probability ``data.augmentation.flip``.
+        dataset: they are from.
+        segmenter: whose embeddings.
+        workspace: where the feature store is.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    rows = {sample.path: row for row, sample in enumerate(dataset)}
+    usable = dataset.select([rows[path] for path in data.images])
+    flip = data.augmentation.flip
+    views: dict[str, ReadImage] = {"": read_image, **({"hflip": read_mirrored} if flip > 0 else {})}
+    stored = store_views(segmenter, usable, views, workspace, channels=segmenter.student_channels)
+    return EmbeddedData(
+        stored.features,
+        tuple(usable[row] for row in stored.kept),
+        tuple(data.instances[row] for row in stored.kept),
+        segmenter.frame,
+        flip,
+        skipped=(*data.skipped, *stored.skipped),
+    )
+
+
+class EmbeddedPredictor(Predictor):
+    """A detector or an instance head on embeddings of whole images; each is encoded once, for boxes and masks.
+
+    Args:
+        student: trained on embeddings of ``segmenter``; moved to its device.
+        vocabulary: C categories.
+        inference: what masks of boxes are; its sizes are the segmenter's here.
+        segmenter: frozen, on its device.
+        store: its embeddings of images that need not be encoded again.
+
+    Raises:
+        UserError: the student was trained on other embeddings.
+        ValueError: the student looks at pixels.
+    """
+
+    def __init__(
+        self,
+        student: Detector,
+        vocabulary: Vocabulary,
+        inference: Inference,
+        segmenter: PromptableSegmenter,
+        store: FeatureStore | None = None,
+    ) -> None:
+        if student.source is None:
+            raise ValueError(f"this {student.kind} looks at pixels")
+        student.source.check(segmenter)
+        self.student = student.to(segmenter.device).eval()
+        self.vocabulary = vocabulary
+        self.inference = inference
+        self.embedder = Embedder(segmenter, store)
+
+    def predict(self, sources: Sequence[ImageSource], *, batch_size: int = 8) -> Iterator[Segmentation | Skipped]:
+        """One result per source, in order; an image in which nothing is found gives an empty segmentation.
+
+        Args:
+            sources: images; those that cannot be read give :class:`Skipped`.
+            batch_size: images that go through the network at once.
+        """
+        prompted = self.embedder.segmenter if self.inference.boxes_to_masks == "segmenter" else None
+        for batch in self.embedder.batches(sources, batch_size):
+            found = self.detect(batch)
+            for outcome in batch.outcomes:
+                if isinstance(outcome, Skipped):
+                    yield outcome
+                    continue
+                embedding = batch.embeddings[outcome : outcome + 1]
+                size = batch.frames[outcome].size
+                yield segmentation_of(found[outcome], self.student.kind, size, prompted, embedding)
+
+    def detect(self, batch: Embedded) -> list[Detections]:
+        """Detections in the images of a batch that could be read."""
+        if not batch.frames:
+            return []
+        contents, originals = [frame.content for frame in batch.frames], [frame.size for frame in batch.frames]
+        return self.student.predict(batch.embeddings, contents, originals)
+
+
+def _gather(features: Sequence[Features], view: Tensor, rows: Tensor) -> Tensor:
+    """(B, K, h, w) embeddings of (B,) rows, each from the collection of its view."""
+    chosen = [(view == number).nonzero()[:, 0] for number in range(len(features))]
+    parts = [each[rows[where]] for each, where in zip(features, chosen, strict=True) if len(where)]
+    return torch.cat(parts)[torch.cat(chosen).argsort().to(parts[0].device)]
