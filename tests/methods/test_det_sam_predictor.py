@@ -138,7 +138,7 @@ def test_another_segmenter_suits_detectors_that_look_at_images(
     config["settings"]["segmenter"] = str(other)
     (folder / "config.json").write_text(json.dumps(config))
     if backbone == "segmenter":
-        with pytest.raises(UserError, match="trained on embeddings of segmenter"):
+        with pytest.raises(UserError, match="trained on segmenter"):
             METHOD.load(folder, space(tmp_path))
     else:
         METHOD.load(folder, space(tmp_path))

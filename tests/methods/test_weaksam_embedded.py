@@ -174,7 +174,7 @@ def test_other_embeddings_are_refused(models: Path, dataset: Dataset, tmp_path: 
     other = tiny_segmenter(tmp_path / "other", seed=1)
     names = Vocabulary.from_names(("Red", "Green", "Blue"))
     student = TestOnEmbeddings().fresh(embedded_settings(models), dataset).student
-    with pytest.raises(UserError, match="was trained on embeddings of segmenter .*train again"):
+    with pytest.raises(UserError, match="was trained on segmenter .*train again"):
         EmbeddedPredictor(student, names, Inference(), other)
     on_pixels = build_student("faster_rcnn", RCNN, 3)
     with pytest.raises(ValueError, match="this faster_rcnn looks at pixels"):

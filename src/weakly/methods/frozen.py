@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import torch
 
+from weakly.errors import UserError
 from weakly.foundation.clip import Clip, load_clip
 from weakly.foundation.promptable import Pad, PromptableSegmenter
 from weakly.foundation.sam import load_segmenter
@@ -24,6 +25,20 @@ def frozen_clip(name: str, device: str | None = None) -> Clip:
     """The CLIP of a name, see :func:`~weakly.foundation.clip.load_clip`."""
     clip = _clip(name)
     return clip if device is None else clip.to(device)
+
+
+def check_segmenter(segmenter: PromptableSegmenter, name: str, fingerprint: str) -> None:
+    """Refuse another segmenter than the one, of this name and fingerprint, that a student was trained on.
+
+    Raises:
+        UserError: its weights or its padding are others.
+    """
+    if segmenter.fingerprint != fingerprint:
+        raise UserError(
+            f"This student was trained on segmenter {name!r} (fingerprint {fingerprint[:12]}), but"
+            f" {segmenter.name!r} here has fingerprint {segmenter.fingerprint[:12]}; use the same weights and"
+            " padding, or train again."
+        )
 
 
 @lru_cache(maxsize=1)

@@ -108,19 +108,6 @@ class EmbeddingSource:
         """That of a segmenter."""
         return cls(segmenter.name, segmenter.fingerprint, segmenter.student_channels, segmenter.side)
 
-    def check(self, segmenter: PromptableSegmenter) -> None:
-        """Refuse a segmenter that makes other embeddings.
-
-        Raises:
-            UserError: its weights or its preprocessing are different.
-        """
-        if segmenter.fingerprint != self.fingerprint:
-            raise UserError(
-                f"This student was trained on embeddings of segmenter {self.segmenter!r} (fingerprint "
-                f"{self.fingerprint[:12]}), but {segmenter.name!r} here has fingerprint {segmenter.fingerprint[:12]}; "
-                "use the same weights and padding, or train again."
-            )
-
 
 class Detections(NamedTuple):
     """What a student found in an image, at the image's own size.

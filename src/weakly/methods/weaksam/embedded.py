@@ -22,6 +22,7 @@ from weakly.foundation.promptable import Frame, PromptableSegmenter
 from weakly.labels import Sample
 from weakly.methods.base import ImageSource, Predictor, Skipped, Workspace
 from weakly.methods.embedding import Embedded, Embedder
+from weakly.methods.frozen import check_segmenter
 from weakly.methods.stored_views import store_views
 from weakly.methods.weaksam.augment import Target, Window, target_in
 from weakly.methods.weaksam.detectors import Detections, Detector
@@ -143,7 +144,7 @@ class EmbeddedPredictor(Predictor):
     ) -> None:
         if student.source is None:
             raise ValueError(f"this {student.kind} looks at pixels")
-        student.source.check(segmenter)
+        check_segmenter(segmenter, student.source.segmenter, student.source.fingerprint)
         self.student = student.to(segmenter.device).eval()
         self.vocabulary = vocabulary
         self.inference = inference

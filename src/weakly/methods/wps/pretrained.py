@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from weakly.errors import UserError
 from weakly.foundation.promptable import PromptableSegmenter
+from weakly.methods.frozen import check_segmenter
 from weakly.methods.student_folder import (
     ModelCard,
     StudentFolder,
@@ -77,20 +78,6 @@ def build_student(settings: WpsSettings, classes: int, segmenter: PromptableSegm
     """The prompter that settings ask for, with random weights."""
     build = build_region_prompter if settings.prompter == "regions" else build_prompter
     return build(settings, classes, segmenter)
-
-
-def check_segmenter(segmenter: PromptableSegmenter, name: str, fingerprint: str) -> None:
-    """Refuse another segmenter than the one, of this name and fingerprint, that a student was trained on.
-
-    Raises:
-        UserError: its weights or its padding are others.
-    """
-    if segmenter.fingerprint != fingerprint:
-        raise UserError(
-            f"This student was trained on segmenter {name!r} (fingerprint {fingerprint[:12]}), but"
-            f" {segmenter.name!r} here has fingerprint {segmenter.fingerprint[:12]}; use the same weights and"
-            " padding, or train again."
-        )
 
 
 def save_pretrained(

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weakly.errors import UserError
 from weakly.foundation.promptable import PromptableSegmenter
 from weakly.methods.baselines.det_sam.detectors import rebuild_detector
 from weakly.methods.baselines.det_sam.model import Detector
 from weakly.methods.baselines.det_sam.settings import DetSamSettings
+from weakly.methods.frozen import check_segmenter
 from weakly.methods.student_folder import ModelCard, StudentFolder, StudentKind, load_student, save_student
 from weakly.vocabulary import Vocabulary
 
@@ -49,13 +49,8 @@ class Pretrained:
         Raises:
             UserError: it looks at embeddings, and ``segmenter`` makes others than it was trained on.
         """
-        name, fingerprint = self.segmenter
-        if self.settings.on_embeddings and segmenter.fingerprint != fingerprint:
-            raise UserError(
-                f"This student was trained on embeddings of segmenter {name!r} (fingerprint {fingerprint[:12]}), but"
-                f" {segmenter.name!r} here has fingerprint {segmenter.fingerprint[:12]}; use the same weights and"
-                " padding, or train again."
-            )
+        if self.settings.on_embeddings:
+            check_segmenter(segmenter, *self.segmenter)
         classes = len(self.vocabulary)
         return self.folder.build(lambda config: rebuild_detector(self.settings, config["detector"], classes, segmenter))
 

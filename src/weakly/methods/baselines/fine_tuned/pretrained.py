@@ -9,9 +9,9 @@ from typing import Any
 from weakly.foundation.promptable import PromptableSegmenter
 from weakly.methods.baselines.fine_tuned.model import FineTunedPrompter, build_student
 from weakly.methods.baselines.fine_tuned.settings import FineTunedSettings
+from weakly.methods.frozen import check_segmenter
 from weakly.methods.student_folder import ModelCard, StudentFolder, StudentKind, save_student
 from weakly.methods.wps.pretrained import KIND as WPS_KIND
-from weakly.methods.wps.pretrained import check_segmenter
 from weakly.vocabulary import Vocabulary
 
 KIND = StudentKind("fine-tuned", "WPS-SAM with a fine-tuned encoder", WPS_KIND.paper, FineTunedSettings)
