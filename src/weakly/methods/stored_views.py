@@ -6,7 +6,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
 
 from weakly.data.dataset import Dataset
 from weakly.errors import UserError
@@ -75,6 +78,27 @@ def store_views(
         for store, report in built
     ]
     return StoredViews(tuple(kept), tuple(features), _skipped(dataset, [report for _, report in built]))
+
+
+class Inputs(Protocol):
+    """What a network looks at, of n images: stored features, or images that are read when they are asked for."""
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """Those of (B,) int64 images, float32."""
+        ...
+
+
+def gather_views(views: Sequence[Inputs], view: Tensor, rows: Tensor) -> Tensor:
+    """(B, ...) of a batch whose images are each seen in a view of their own.
+
+    Args:
+        views: the images in every view.
+        view: (B,) int64 on the CPU, which view.
+        rows: (B,) int64 on the CPU, which image.
+    """
+    chosen = [(view == number).nonzero()[:, 0] for number in range(len(views))]
+    parts = [each[rows[where]] for each, where in zip(views, chosen, strict=True) if len(where)]
+    return torch.cat(parts)[torch.cat(chosen).argsort().to(parts[0].device)]
 
 
 def _skipped(dataset: Dataset, reports: Sequence[BuildReport]) -> tuple[Skipped, ...]:

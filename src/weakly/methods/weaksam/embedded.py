@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from weakly.data.dataset import Dataset
@@ -23,7 +22,7 @@ from weakly.labels import Sample
 from weakly.methods.base import ImageSource, Predictor, Skipped, Workspace
 from weakly.methods.embedding import Embedded, Embedder
 from weakly.methods.frozen import check_segmenter
-from weakly.methods.stored_views import store_views
+from weakly.methods.stored_views import gather_views, store_views
 from weakly.methods.weaksam.augment import Target, Window, target_in
 from weakly.methods.weaksam.detectors import Detections, Detector
 from weakly.methods.weaksam.predictor import Inference, segmentation_of
@@ -74,7 +73,7 @@ class EmbeddedData(TorchDataset[WeakSamBatch]):
             UserError: an image has another size than its pseudo masks.
         """
         mirrored, rows = torch.tensor([self._mirrored(index) for index in indices]), torch.tensor(indices) % len(self)
-        embeddings = _gather(self.features, mirrored, rows)
+        embeddings = gather_views(self.features, mirrored, rows)
         frames = [self.frame(self.samples[row].size) for row in rows.tolist()]
         targets = [self._target(*each) for each in zip(rows.tolist(), frames, mirrored.tolist(), strict=True)]
         return WeakSamBatch(embeddings, [frame.content for frame in frames], targets)
@@ -174,10 +173,3 @@ class EmbeddedPredictor(Predictor):
             return []
         contents, originals = [frame.content for frame in batch.frames], [frame.size for frame in batch.frames]
         return self.student.predict(batch.embeddings, contents, originals)
-
-
-def _gather(features: Sequence[Features], view: Tensor, rows: Tensor) -> Tensor:
-    """(B, K, h, w) embeddings of (B,) rows, each from the collection of its view."""
-    chosen = [(view == number).nonzero()[:, 0] for number in range(len(features))]
-    parts = [each[rows[where]] for each, where in zip(features, chosen, strict=True) if len(where)]
-    return torch.cat(parts)[torch.cat(chosen).argsort().to(parts[0].device)]

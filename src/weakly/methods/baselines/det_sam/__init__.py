@@ -24,12 +24,12 @@ from weakly.methods.baselines.det_sam.learner import DetSamLearner
 from weakly.methods.baselines.det_sam.predictor import DetSamPredictor
 from weakly.methods.baselines.det_sam.pretrained import KIND, from_pretrained, save_pretrained
 from weakly.methods.baselines.det_sam.settings import PRESETS, DetSamSettings
-from weakly.methods.baselines.det_sam.targets import DetSamData, FrameImages, Inputs, box_targets, readable_images
+from weakly.methods.baselines.det_sam.targets import DetSamData, FrameImages, box_targets, readable_images
 from weakly.methods.baselines.references import prompt_references
 from weakly.methods.embedding import find_store
 from weakly.methods.frozen import frozen_segmenter
 from weakly.methods.optimisation import Optimisation
-from weakly.methods.stored_views import store_views
+from weakly.methods.stored_views import Inputs, store_views
 from weakly.methods.student_folder import load_student
 from weakly.segmentation import Segmentation
 from weakly.vocabulary import Vocabulary

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from weakly.data.images import read_image
 from weakly.errors import UserError
 from weakly.foundation.promptable import PIXEL_MEAN, PIXEL_STD, Frame
 from weakly.methods.base import Skipped, Workspace
+from weakly.methods.stored_views import Inputs, gather_views
 
 MIN_SIDE = 1.0
 """Boxes with a shorter side in pixels of the frame teach nothing."""
@@ -41,14 +42,6 @@ class DetSamBatch(NamedTuple):
     boxes: Tensor
     labels: Tensor
     counts: tuple[int, ...]
-
-
-class Inputs(Protocol):
-    """What a detector looks at, of n images: stored features, or :class:`FrameImages`."""
-
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        """Those of (B,) images, float32."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,9 +140,7 @@ class DetSamData(TorchDataset[DetSamBatch]):
         """The batch of these indices, in this order."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         view, image = chosen // len(self), chosen % len(self)
-        rows = [(view == number).nonzero()[:, 0] for number in range(self.variants)]
-        seen = [inputs[image[where]] for inputs, where in zip(self.inputs, rows, strict=True) if len(where)]
-        return DetSamBatch(torch.cat(seen)[torch.cat(rows).argsort()], *self.targets.gather(chosen))
+        return DetSamBatch(gather_views(self.inputs, view, image), *self.targets.gather(chosen))
 
 
 def box_targets(
