@@ -161,7 +161,7 @@ def compare(
     def learner() -> WpsLearner:
         return fresh_learner(segmenter, dataset, settings, seed).to(device)
 
-    data = {dtype: WpsData(store.hold(keys, 4 << 30, device), targets) for dtype, store in stores.items()}
+    data = {dtype: WpsData((store.hold(keys, 4 << 30, device),), targets) for dtype, store in stores.items()}
     train(learner(), from_store(data["float16"], batch_size, device), device)  # warms up allocator and kernels
     loop = train(learner(), encoder_in_the_loop(segmenter, dataset, targets, batch_size, device), device)
     stored = {

@@ -164,10 +164,13 @@ def features_build(
     loaded = load_recipe(recipe, [("device", device)] if device else [])
     splits = [split] if split else [name for name in (loaded.data.train, loaded.data.val) if name]
     space = workspace(Run(Path(loaded.features.root)), loaded)
+    method = find_method(loaded.method)
+    unaugmented = method.unaugmented(loaded.settings)
     skipped = 0
     for name in splits:
         dataset = open_split(loaded.data, name)
-        prepared = find_method(loaded.method).prepare(loaded.settings, dataset, space)
+        trained_on = name == loaded.data.train
+        prepared = method.prepare(loaded.settings if trained_on else unaugmented, dataset, space)
         left_out = tuple(getattr(prepared, "skipped", ()))
         skipped += len(left_out)
         print(f"{dataset.name} {name}: {len(dataset) - len(left_out)} images ready in {space.features}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -112,6 +113,20 @@ class MethodContract:
         trained = [p for p in learner.parameters() if p.requires_grad]
         assert trained
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained)
+
+    def test_images_that_are_only_looked_at_need_no_views_of_training(
+        self, settings: Any, dataset: Dataset, workspace: Workspace
+    ) -> None:
+        learner = self.fresh(settings, dataset)
+        batches = [
+            next(
+                iter(learner.loader(self.method.prepare(each, dataset, workspace), batch_size=4, shuffle=False, seed=0))
+            )
+            for each in (settings, self.method.unaugmented(settings))
+        ]
+        first, second = (tensors_in(batch) for batch in batches)
+        assert len(first) == len(second) > 0
+        assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
     def test_only_the_student_is_in_the_learner(self, settings: Any, dataset: Dataset) -> None:
         learner = self.fresh(settings, dataset)
@@ -243,3 +258,13 @@ def _reader(path: Path) -> Any:
     from weakly.data.images import read_image  # noqa: PLC0415
 
     return lambda: read_image(path)
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """The tensors of a batch, in their order, however deep they lie."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if is_dataclass(value):
+        value = [getattr(value, each.name) for each in fields(value)]
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, Sequence) else ()
+    return [] if isinstance(value, str) else [tensor for part in parts for tensor in tensors_in(part)]

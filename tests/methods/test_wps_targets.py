@@ -118,7 +118,7 @@ def test_mirrored_targets_are_those_of_the_mirrored_image(segmenter: SamSegmente
     assert boxes.tolist() == [[70, 5, 90, 9]]
     assert points.tolist() == [[88, 7]]
     plain = teacher_targets(segmenter, dataset, WpsSettings())
-    mirrored = teacher_targets(segmenter, dataset, WpsSettings(), flip=True)
+    mirrored = teacher_targets(segmenter, dataset, WpsSettings(), mirrored=(True,))
     assert torch.equal(plain.labels, mirrored.labels)
     records = [
         replace(
@@ -192,7 +192,7 @@ def test_batches_hold_every_instance_of_their_images_and_zeros_elsewhere(
     segmenter: SamSegmenter, dataset: Dataset
 ) -> None:
     targets = teacher_targets(segmenter, dataset, WpsSettings())
-    data = WpsData(Counting(6), targets)
+    data = WpsData((Counting(6),), targets)
     batch = data.__getitems__([3, 0, 2])
     assert batch.counts == (3, 0, 2)
     assert batch.labels.shape == (3, 3)
@@ -208,7 +208,7 @@ def test_batches_hold_every_instance_of_their_images_and_zeros_elsewhere(
 
 def test_a_batch_of_images_without_instances(segmenter: SamSegmenter, dataset: Dataset) -> None:
     targets = teacher_targets(segmenter, dataset.select([0, 4]), WpsSettings())
-    batch = WpsData(Counting(2), targets)[1]
+    batch = WpsData((Counting(2),), targets)[1]
     assert batch.counts == (0,)
     assert batch.labels.shape == (1, 0)
     assert batch.tokens.shape == (1, 0, 2, 32)
@@ -216,15 +216,17 @@ def test_a_batch_of_images_without_instances(segmenter: SamSegmenter, dataset: D
 
 def test_mirrored_and_plain_images_mix_in_one_batch(segmenter: SamSegmenter, dataset: Dataset) -> None:
     plain = teacher_targets(segmenter, dataset, WpsSettings())
-    mirrored = teacher_targets(segmenter, dataset, WpsSettings(), flip=True)
-    data = WpsData(Counting(6), plain, (Counting(6), mirrored))
+    mirrored = teacher_targets(segmenter, dataset, WpsSettings(), mirrored=(True,))
+    both = teacher_targets(segmenter, dataset, WpsSettings(), mirrored=(False, True))
+    data = WpsData((Counting(6), Counting(6)), both)
+    assert len(data) == 6 and data.variants == 2
     batch = data.__getitems__([6 + 3, 1, 6 + 0, 2])
     assert batch.counts == (3, 1, 0, 2)
     assert torch.equal(batch.tokens[0], data_of(mirrored, 3))
     assert torch.equal(batch.tokens[1, :1], data_of(plain, 1))
     assert torch.equal(batch.tokens[3, :2], data_of(plain, 2))
-    with pytest.raises(IndexError, match="of 6 images"):
-        WpsData(Counting(6), plain).__getitems__([6])
+    with pytest.raises(IndexError, match="view 1 of 1"):
+        WpsData((Counting(6),), plain).__getitems__([6])
 
 
 def data_of(targets: Targets, image: int) -> torch.Tensor:

@@ -123,8 +123,8 @@ def test_an_image_without_parts_stays_one() -> None:
 
 
 def test_a_view_is_a_function_of_seed_and_index_alone(segmenter: SamSegmenter, dataset: Dataset) -> None:
-    targets = teacher_targets(segmenter, dataset, WpsSettings())
-    data = WpsData(Stored(6), targets, (Stored(6, 1), targets), Teacher(segmenter, "box"))
+    targets = teacher_targets(segmenter, dataset, WpsSettings(), mirrored=(False, True))
+    data = WpsData((Stored(6), Stored(6, 1)), targets, Teacher(segmenter, "box"))
     views = JitteredViews(data, Jitter(shift=0.3, zoom=1.3), data.teacher, seed=3)
     alone = [views[index] for index in (6 * 7 + 2, 6 * 8 + 1)]
     together = views.__getitems__([6 * 7 + 2, 6 * 8 + 1])
@@ -138,14 +138,14 @@ def test_a_view_is_a_function_of_seed_and_index_alone(segmenter: SamSegmenter, d
 
 
 def test_tokens_of_a_view_are_those_of_its_boxes(segmenter: SamSegmenter, dataset: Dataset) -> None:
-    data = WpsData(Stored(6), teacher_targets(segmenter, dataset, WpsSettings()), teacher=Teacher(segmenter, "box"))
+    data = WpsData((Stored(6),), teacher_targets(segmenter, dataset, WpsSettings()), teacher=Teacher(segmenter, "box"))
     view = JitteredViews(data, Jitter(shift=0.2), data.teacher, seed=0)[6 * 3 + 1]
     boxes = view.prompts[0, : view.counts[0], :4]
     assert torch.allclose(view.tokens[0, : view.counts[0]], segmenter.box_tokens(boxes), atol=1e-5)
 
 
 def test_shifts_are_whole_cells(segmenter: SamSegmenter, dataset: Dataset) -> None:
-    data = WpsData(Stored(6), teacher_targets(segmenter, dataset, WpsSettings()), teacher=Teacher(segmenter, "box"))
+    data = WpsData((Stored(6),), teacher_targets(segmenter, dataset, WpsSettings()), teacher=Teacher(segmenter, "box"))
     views = JitteredViews(data, Jitter(shift=0.5), data.teacher, seed=0)
     drawn = views.draw(range(50), (4, 4))
     cells = drawn[:, 1:] / (segmenter.side / 4)

@@ -242,8 +242,9 @@ def _prepare(method: Method, recipe: Recipe, run: Run, until: str | None = None)
         vocabulary=train_set.vocabulary.to_dict(),
         data=_describe(train_set, val_set),
     )
-    train = _prepared(method, recipe, train_set, space)
-    val = None if val_set is None else _prepared(method, recipe, val_set, space)
+    train = _prepared(method, recipe.settings, train_set, space)
+    seen_only = method.unaugmented(recipe.settings)
+    val = None if val_set is None else _prepared(method, seen_only, val_set, space)
     if until is not None:
         return _Prepared(train, val, len(train_set), train_set.vocabulary)
     run.record_skipped("train", [one for data in (train, val) for one in getattr(data, "skipped", ())])
@@ -251,9 +252,9 @@ def _prepare(method: Method, recipe: Recipe, run: Run, until: str | None = None)
     return _Prepared(train, val, size, train_set.vocabulary)
 
 
-def _prepared(method: Method, recipe: Recipe, dataset: Dataset, space: Workspace) -> Any:
+def _prepared(method: Method, settings: Any, dataset: Dataset, space: Workspace) -> Any:
     try:
-        return method.prepare(recipe.settings, dataset, space)
+        return method.prepare(settings, dataset, space)
     except StageDone:
         return None
 

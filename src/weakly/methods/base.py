@@ -221,6 +221,13 @@ class Method(ABC):
     def prepare(self, settings: Any, dataset: Dataset, workspace: Workspace) -> Any:
         """Everything frozen, once: features and targets of one dataset. Resumable; returns training data."""
 
+    def unaugmented(self, settings: Any) -> Any:
+        """The settings of images that are never trained on, so that nothing is made of views that only training shows.
+
+        The stages of :meth:`prepare` are the same under both.
+        """
+        return settings
+
     @abstractmethod
     def learner(self, settings: Any, vocabulary: Vocabulary, optimisation: Any, total_steps: int) -> Learner:
         """A fresh learner. Deterministic under ``torch.manual_seed``."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from weakly.data.dataset import Dataset
+from weakly.data.images import read_image, read_mirrored
 from weakly.errors import UserError
 from weakly.foundation.feature_build import ReadImage
 from weakly.foundation.feature_codec import FeatureDtype
@@ -80,6 +81,11 @@ def store_views(
     return StoredViews(tuple(kept), tuple(features), _skipped(dataset, [report for _, report in built]))
 
 
+def image_views(mirrored: Sequence[bool]) -> dict[str, ReadImage]:
+    """What :func:`store_views` asks for, of images as they are or mirrored left to right."""
+    return {"hflip" if flip else "": read_mirrored if flip else read_image for flip in mirrored}
+
+
 class Inputs(Protocol):
     """What a network looks at, of n images: stored features, or images that are read when they are asked for."""
 
@@ -95,7 +101,12 @@ def gather_views(views: Sequence[Inputs], view: Tensor, rows: Tensor) -> Tensor:
         views: the images in every view.
         view: (B,) int64 on the CPU, which view.
         rows: (B,) int64 on the CPU, which image.
+
+    Raises:
+        IndexError: there is no such view.
     """
+    if int(view.max()) >= len(views):
+        raise IndexError(f"view {int(view.max())} of {len(views)} views")
     chosen = [(view == number).nonzero()[:, 0] for number in range(len(views))]
     parts = [each[rows[where]] for each, where in zip(views, chosen, strict=True) if len(where)]
     return torch.cat(parts)[torch.cat(chosen).argsort().to(parts[0].device)]

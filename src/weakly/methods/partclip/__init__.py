@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -89,7 +90,7 @@ class PartClipMethod(Method):
         )
         replaced = len(targets.empty) if switches.none_entries == "resample" else 0
         return PartData(
-            features=stored.features[0],
+            features=stored.features,
             codes=targets.codes[list(stored.kept)],
             seen=seen,
             layers=len(encoder.clipseg.layers_tapped),
@@ -97,9 +98,12 @@ class PartClipMethod(Method):
             pooling=switches.pooling,
             scope=switches.part_scope,
             rows=drawn_rows(len(stored.kept), replaced),
-            flipped=stored.features[1] if settings.flip else None,
             skipped=(*targets.skipped, *stored.skipped),
         )
+
+    def unaugmented(self, settings: PartClipSettings) -> PartClipSettings:
+        """Without mirrored images."""
+        return replace(settings, flip=False)
 
     def learner(
         self, settings: PartClipSettings, vocabulary: Vocabulary, optimisation: Optimisation, total_steps: int

@@ -20,11 +20,11 @@ from torch.utils.data import Dataset as TorchDataset
 
 from weakly.data.dataset import Dataset
 from weakly.errors import UserError
-from weakly.foundation.features import Features
 from weakly.methods.base import Skipped
 from weakly.methods.partclip.attention import PartScope, Pooling, Regions, find_objects, find_regions
 from weakly.methods.partclip.names import PartNames, part_names
 from weakly.methods.partclip.taps import enlarged_size, unpack_taps
+from weakly.methods.stored_views import Inputs, gather_views
 from weakly.vocabulary import Vocabulary
 
 LabelPath = Literal["native", "resize800"]
@@ -122,12 +122,10 @@ def seen_classes(vocabulary: Vocabulary, unseen: Sequence[str]) -> Seen:
 
 @dataclass(frozen=True, eq=False)
 class PartData(TorchDataset[PartBatch]):
-    """Training data: stored taps and label maps, collated a batch at a time.
-
-    Index ``i`` below n is image i; with mirrored images ``n + i`` is image i flipped left to right.
+    """Training data, collated a batch at a time. Index ``v * n + i`` is image i in view v: as it is, or mirrored.
 
     Attributes:
-        features: of the m distinct images.
+        features: of the m distinct images, in every view.
         codes: (m, S, S) uint8 or int16.
         seen: what the codes mean.
         layers: number of taps.
@@ -136,11 +134,10 @@ class PartData(TorchDataset[PartBatch]):
         scope: of the losses of attention.
         rows: (n,) int64 distinct image of every index; the m in order, unless images without a seen part were
             replaced by others.
-        flipped: features of the mirrored images, if there are any.
         skipped: images that could not be read and are not among the n.
     """
 
-    features: Features
+    features: tuple[Inputs, ...]
     codes: Tensor
     seen: Seen
     layers: int
@@ -148,7 +145,6 @@ class PartData(TorchDataset[PartBatch]):
     pooling: Pooling
     scope: PartScope
     rows: Tensor
-    flipped: Features | None = None
     skipped: tuple[Skipped, ...] = ()
 
     def __len__(self) -> int:
@@ -157,35 +153,27 @@ class PartData(TorchDataset[PartBatch]):
     @property
     def variants(self) -> int:
         """Versions of every image: 2 with mirrored ones."""
-        return 1 if self.flipped is None else 2
+        return len(self.features)
 
     def __getitem__(self, index: int) -> PartBatch:
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> PartBatch:
         """The batch of these indices, in this order."""
-        chosen = torch.as_tensor(indices)
-        if int(chosen.max()) >= len(self) * self.variants:
-            raise IndexError(f"index {int(chosen.max())} of {len(self)} images in {self.variants} versions")
-        mirrored, rows = chosen >= len(self), self.rows[chosen % len(self)]
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        view, rows = chosen // len(self), self.rows[chosen % len(self)]
+        taps = unpack_taps(gather_views(self.features, view, rows), self.layers)
         codes = self.codes[rows]
-        codes = torch.where(mirrored[:, None, None], codes.flip(-1), codes)
+        codes = torch.where(view[:, None, None] == 1, codes.flip(-1), codes)
         classes, objects = self.seen.classes_and_objects(codes)
         names = self.seen.names
         return PartBatch(
-            self._taps(rows, mirrored),
+            taps,
             classes,
             objects,
             find_regions(classes, len(names), self.grid, self.pooling),
             find_objects(objects, len(names.objects), self.grid, self.pooling, self.scope),
         )
-
-    def _taps(self, rows: Tensor, mirrored: Tensor) -> Tensor:
-        if self.flipped is None or not mirrored.any():
-            return unpack_taps(self.features[rows], self.layers)
-        stacked = torch.cat([self.features[rows[~mirrored]], self.flipped[rows[mirrored]]])
-        order = torch.cat([(~mirrored).nonzero(), mirrored.nonzero()]).flatten().argsort()
-        return unpack_taps(stacked[order.to(stacked.device)], self.layers)
 
 
 def resize_codes(codes: NDArray[np.uint16], side: int, path: LabelPath) -> NDArray[np.uint16]:

@@ -9,6 +9,7 @@ dataset), :mod:`targets`, :mod:`learner`, :mod:`predictor`, :mod:`embedded` (bot
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,6 +63,10 @@ class WeakSamMethod(Method):
         if not settings.on_embeddings:
             return data
         return embed(data, dataset, frozen_segmenter(settings.segmenter, workspace.device), workspace)
+
+    def unaugmented(self, settings: WeakSamSettings) -> WeakSamSettings:
+        """Without mirrored images."""
+        return replace(settings, augmentation=replace(settings.augmentation, flip=0.0))
 
     def learner(
         self, settings: WeakSamSettings, vocabulary: Vocabulary, optimisation: Optimisation, total_steps: int

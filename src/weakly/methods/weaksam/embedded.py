@@ -14,15 +14,13 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 
 from weakly.data.dataset import Dataset
-from weakly.data.images import read_image, read_mirrored
-from weakly.foundation.feature_build import ReadImage
 from weakly.foundation.features import Features, FeatureStore
 from weakly.foundation.promptable import Frame, PromptableSegmenter
 from weakly.labels import Sample
 from weakly.methods.base import ImageSource, Predictor, Skipped, Workspace
 from weakly.methods.embedding import Embedded, Embedder
 from weakly.methods.frozen import check_segmenter
-from weakly.methods.stored_views import gather_views, store_views
+from weakly.methods.stored_views import gather_views, image_views, store_views
 from weakly.methods.weaksam.augment import Target, Window, target_in
 from weakly.methods.weaksam.detectors import Detections, Detector
 from weakly.methods.weaksam.predictor import Inference, segmentation_of
@@ -106,7 +104,7 @@ def embed(data: WeakSamData, dataset: Dataset, segmenter: PromptableSegmenter, w
     rows = {sample.path: row for row, sample in enumerate(dataset)}
     usable = dataset.select([rows[path] for path in data.images])
     flip = data.augmentation.flip
-    views: dict[str, ReadImage] = {"": read_image, **({"hflip": read_mirrored} if flip > 0 else {})}
+    views = image_views((False, True) if flip > 0 else (False,))
     stored = store_views(segmenter, usable, views, workspace, channels=segmenter.student_channels)
     return EmbeddedData(
         stored.features,

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from weakly.data.dataset import Dataset
-from weakly.data.images import read_image, read_mirrored
-from weakly.foundation.feature_build import ReadImage
 from weakly.methods.base import Learner, Method, Score, Workspace
 from weakly.methods.baselines.references import prompt_references
 from weakly.methods.embedding import find_store
 from weakly.methods.frozen import frozen_segmenter
 from weakly.methods.optimisation import Optimisation
-from weakly.methods.stored_views import store_views
+from weakly.methods.stored_views import image_views, store_views
 from weakly.methods.tables import Tables
 from weakly.methods.wps.learner import PromptLearner, WpsLearner
 from weakly.methods.wps.predictor import WpsPredictor
@@ -41,14 +40,15 @@ class WpsMethod(Method):
             UserError: the dataset lacks the labels, or no image can be read.
         """
         segmenter = frozen_segmenter(settings.segmenter, workspace.device, pad=settings.pad)
-        views: dict[str, ReadImage] = {"": read_image, **({"hflip": read_mirrored} if settings.flip else {})}
+        mirrored = (False, True) if settings.flip else (False,)
         channels = None if settings.lambda_mask else segmenter.student_channels  # masks need all that the decoder does
-        stored = store_views(segmenter, dataset, views, workspace, channels=channels)
-        usable = dataset.select(stored.kept)
-        plain, *mirror = stored.features
-        flipped = (mirror[0], teacher_targets(segmenter, usable, settings, flip=True)) if mirror else None
-        teacher = Teacher(segmenter, settings.supervision)
-        return WpsData(plain, teacher_targets(segmenter, usable, settings), flipped, teacher, stored.skipped)
+        stored = store_views(segmenter, dataset, image_views(mirrored), workspace, channels=channels)
+        targets = teacher_targets(segmenter, dataset.select(stored.kept), settings, mirrored=mirrored)
+        return WpsData(stored.features, targets, Teacher(segmenter, settings.supervision), stored.skipped)
+
+    def unaugmented(self, settings: WpsSettings) -> WpsSettings:
+        """Without mirrored images."""
+        return replace(settings, flip=False)
 
     def learner(
         self, settings: WpsSettings, vocabulary: Vocabulary, optimisation: Optimisation, total_steps: int

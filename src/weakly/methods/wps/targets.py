@@ -16,15 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset as TorchDataset
 
 from weakly.data.dataset import Dataset
 from weakly.errors import UserError
-from weakly.foundation.features import Features
 from weakly.foundation.promptable import PromptableSegmenter
 from weakly.labels import Boxes, Sample
 from weakly.methods.base import Skipped
+from weakly.methods.stored_views import Inputs, gather_views
 from weakly.methods.wps.settings import Supervision, WpsSettings
 from weakly.segmentation import Segmentation
 
@@ -132,66 +131,48 @@ class Targets:
 
 @dataclass(frozen=True, eq=False)
 class WpsData(TorchDataset[WpsBatch]):
-    """Training data: stored embeddings and teacher tokens, collated a batch at a time.
-
-    Index ``i`` below n is image i; with mirrored images ``n + i`` is image i flipped left to right.
+    """Training data, collated a batch at a time. Index ``v * n + i`` is image i in view v: as it is, or mirrored.
 
     Attributes:
-        embeddings: of the images.
-        targets: of the images.
-        flipped: embeddings and targets of the mirrored images, if there are any.
-        teacher: that made the targets; views need it for tokens of their own.
+        inputs: embeddings of the n images, in every view.
+        targets: of the images of all views, view after view.
+        teacher: that made the targets; random views need it for tokens of their own.
         skipped: images that could not be read and are not among the n.
     """
 
-    embeddings: Features
+    inputs: tuple[Inputs, ...]
     targets: Targets
-    flipped: tuple[Features, Targets] | None = None
     teacher: Teacher | None = None
     skipped: tuple[Skipped, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return len(self.targets) // self.variants
 
     @property
     def variants(self) -> int:
         """Versions of every image: 2 with mirrored ones."""
-        return 1 if self.flipped is None else 2
+        return len(self.inputs)
 
     def __getitem__(self, index: int) -> WpsBatch:
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> WpsBatch:
         """The batch of these indices, in this order."""
-        chosen = torch.as_tensor(indices)
-        mirrored = chosen >= len(self)
-        if not mirrored.any():
-            return _batch(self.embeddings, self.targets, chosen)
-        if self.flipped is None:
-            raise IndexError(f"index {int(chosen.max())} of {len(self)} images")
-        plain = _batch(self.embeddings, self.targets, chosen[~mirrored])
-        mirror = _batch(*self.flipped, chosen[mirrored] - len(self))
-        order = torch.cat([torch.nonzero(~mirrored), torch.nonzero(mirrored)]).flatten().argsort()
-        counts = torch.tensor(plain.counts + mirror.counts)[order]
-        return WpsBatch(
-            torch.cat([plain.embeddings, mirror.embeddings])[order],
-            _stack(plain.labels, mirror.labels)[order],
-            _stack(plain.tokens, mirror.tokens)[order],
-            _stack(plain.prompts, mirror.prompts)[order],
-            tuple(counts.tolist()),
-        )
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        view, image = chosen // len(self), chosen % len(self)
+        return WpsBatch(gather_views(self.inputs, view, image), *self.targets.gather(chosen))
 
 
 def teacher_targets(
-    segmenter: PromptableSegmenter, dataset: Dataset, settings: WpsSettings, *, flip: bool = False
+    segmenter: PromptableSegmenter, dataset: Dataset, settings: WpsSettings, *, mirrored: Sequence[bool] = (False,)
 ) -> Targets:
-    """Teacher tokens of every instance of a dataset (WPS-SAM, section 3.2).
+    """Teacher tokens of every instance of a dataset, in several views one after the other (WPS-SAM, section 3.2).
 
     Args:
         segmenter: its prompt encoder is the teacher.
         dataset: with boxes or points, as ``settings.supervision`` says.
         settings: of the method.
-        flip: of the images mirrored left to right.
+        mirrored: whether each view shows the images mirrored left to right; names then swap left and right.
 
     Raises:
         UserError: a sample lacks the labels, or (``strict``) has more instances than there are queries.
@@ -205,20 +186,20 @@ def teacher_targets(
     instances = [instances_of(dataset, index, settings) for index in range(len(dataset))]
     if settings.prompter == "queries":
         _check_crowded(dataset, [len(labels) for labels, _, _ in instances], settings)
-    boxes, points = [], []
-    for sample, (_, xyxy, xy) in zip(dataset, instances, strict=True):
-        frame = segmenter.frame(sample.size)
-        if flip:
-            xyxy, xy = mirror(xyxy, xy, sample.size[1])  # noqa: PLW2901 - the mirrored image's labels
-        boxes.append(frame.boxes_to_frame(xyxy))
-        points.append(frame.points_to_frame(xy))
-    counts = torch.tensor([len(labels) for labels, _, _ in instances], dtype=torch.int64)
-    labels = np.concatenate([labels for labels, _, _ in instances]) if instances else np.zeros(0, np.int64)
+    boxes, points, labels = [], [], [np.zeros(0, np.int64)]
+    for flip in mirrored:
+        swapped = dataset.vocabulary.mirrored() if flip else np.arange(len(dataset.vocabulary))
+        for sample, (named, xyxy, xy) in zip(dataset, instances, strict=True):
+            frame = segmenter.frame(sample.size)
+            if flip:
+                xyxy, xy = mirror(xyxy, xy, sample.size[1])  # noqa: PLW2901 - the mirrored image's labels
+            boxes.append(frame.boxes_to_frame(xyxy))
+            points.append(frame.points_to_frame(xy))
+            labels.append(swapped[named])
+    counts = torch.tensor([len(named) for named in labels[1:]], dtype=torch.int64)
     prompts = torch.cat([_rows(boxes, 4), _rows(points, 2)], dim=1)
-    if flip:
-        labels = dataset.vocabulary.mirrored()[labels]
     tokens = Teacher(segmenter, settings.supervision)(prompts)
-    return Targets(tokens, prompts, torch.from_numpy(labels), counts)
+    return Targets(tokens, prompts, torch.from_numpy(np.concatenate(labels)), counts)
 
 
 def instances_of(
@@ -304,13 +285,3 @@ def _check_crowded(dataset: Dataset, counts: Sequence[int], settings: WpsSetting
 def _rows(arrays: Sequence[NDArray[np.float64]], columns: int) -> Tensor:
     stacked = np.concatenate(arrays) if arrays else np.zeros((0, columns))
     return torch.from_numpy(stacked).float()
-
-
-def _batch(embeddings: Features, targets: Targets, images: Tensor) -> WpsBatch:
-    return WpsBatch(embeddings[images], *targets.gather(images))
-
-
-def _stack(first: Tensor, second: Tensor) -> Tensor:
-    """Concatenate (B1, M1, ...) and (B2, M2, ...) along the batch, zero-padded to the larger M."""
-    rows = [*first.unbind(), *second.unbind()]
-    return pad_sequence(rows, batch_first=True)

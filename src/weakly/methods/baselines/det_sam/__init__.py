@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from weakly.data.dataset import Dataset
-from weakly.data.images import read_image, read_mirrored
+from weakly.data.images import read_image
 from weakly.evaluation.scoring import PART_BOXES
-from weakly.foundation.feature_build import ReadImage
 from weakly.foundation.promptable import Frame
 from weakly.methods.base import ImageSource, Learner, Method, Score, Skipped, Workspace
 from weakly.methods.baselines.det_sam.detectors import build_detector
@@ -29,7 +29,7 @@ from weakly.methods.baselines.references import prompt_references
 from weakly.methods.embedding import find_store
 from weakly.methods.frozen import frozen_segmenter
 from weakly.methods.optimisation import Optimisation
-from weakly.methods.stored_views import Inputs, store_views
+from weakly.methods.stored_views import Inputs, image_views, store_views
 from weakly.methods.student_folder import load_student
 from weakly.segmentation import Segmentation
 from weakly.vocabulary import Vocabulary
@@ -54,7 +54,7 @@ class DetSamMethod(Method):
         mirrored = (False, True) if settings.flip else (False,)
         if settings.on_embeddings:
             segmenter = frozen_segmenter(settings.segmenter, workspace.device, pad=settings.pad)
-            views: dict[str, ReadImage] = {"": read_image, **({"hflip": read_mirrored} if settings.flip else {})}
+            views = image_views(mirrored)
             stored = store_views(segmenter, dataset, views, workspace, channels=segmenter.student_channels)
             targets = box_targets(dataset.select(stored.kept), segmenter.frame, mirrored=mirrored)
             return DetSamData(stored.features, targets, stored.skipped)
@@ -64,6 +64,10 @@ class DetSamMethod(Method):
         inputs: tuple[Inputs, ...] = tuple(FrameImages(paths, settings.side, flip) for flip in mirrored)
         frame = partial(Frame.fit, side=settings.side)
         return DetSamData(inputs, box_targets(usable, frame, mirrored=mirrored), skipped)
+
+    def unaugmented(self, settings: DetSamSettings) -> DetSamSettings:
+        """Without mirrored images."""
+        return replace(settings, flip=False)
 
     def learner(
         self, settings: DetSamSettings, vocabulary: Vocabulary, optimisation: Optimisation, total_steps: int

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from weakly.data.dataset import Dataset
-from weakly.data.images import read_image, read_mirrored
 from weakly.methods.base import Learner, Method, Score, Workspace
 from weakly.methods.baselines.fine_tuned.learner import FineTunedLearner
 from weakly.methods.baselines.fine_tuned.model import build_student, tuned_segmenter
@@ -18,6 +17,7 @@ from weakly.methods.baselines.fine_tuned.targets import Images, readable
 from weakly.methods.baselines.references import prompt_references
 from weakly.methods.frozen import frozen_segmenter
 from weakly.methods.optimisation import Optimisation
+from weakly.methods.stored_views import image_views
 from weakly.methods.student_folder import load_student
 from weakly.methods.wps.predictor import WpsPredictor
 from weakly.methods.wps.targets import Teacher, WpsData, teacher_targets
@@ -41,12 +41,15 @@ class FineTunedMethod(Method):
         segmenter = frozen_segmenter(settings.segmenter, workspace.device, pad=settings.pad)
         kept, skipped = readable(dataset, workspace)
         usable = dataset.select(kept)
-        images = partial(Images, [sample.path for sample in usable], preprocess=segmenter.preprocess)
-        flipped = None
-        if settings.flip:
-            flipped = (images(read=read_mirrored), teacher_targets(segmenter, usable, settings, flip=True))
-        targets = teacher_targets(segmenter, usable, settings)
-        return WpsData(images(read=read_image), targets, flipped, Teacher(segmenter, settings.supervision), skipped)
+        mirrored = (False, True) if settings.flip else (False,)
+        paths = [sample.path for sample in usable]
+        images = tuple(Images(paths, read, segmenter.preprocess) for read in image_views(mirrored).values())
+        targets = teacher_targets(segmenter, usable, settings, mirrored=mirrored)
+        return WpsData(images, targets, Teacher(segmenter, settings.supervision), skipped)
+
+    def unaugmented(self, settings: FineTunedSettings) -> FineTunedSettings:
+        """Without mirrored images."""
+        return replace(settings, flip=False)
 
     def learner(
         self, settings: FineTunedSettings, vocabulary: Vocabulary, optimisation: Optimisation, total_steps: int
