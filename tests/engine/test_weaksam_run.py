@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from weakly.engine.fit import fit
 from weakly.engine.panels import read_panels
 from weakly.engine.recipe import load_recipe
 from weakly.engine.runs import open_run
+from weakly.errors import UserError
 from weakly.evaluation.records import read_records
 from weakly.foundation.sam import SamSegmenter
 
@@ -201,3 +203,32 @@ def test_no_proposal_is_one_sentence(weaksam_recipe: Path, work: Path, capsys: p
     assert main(["fit", str(weaksam_recipe), "--settings.load.min_side", "500", "--out", "run"]) == WRONG_USE
     error = capsys.readouterr().err
     assert "None of the 4 training images has both tags and proposals" in error and "Traceback" not in error
+
+
+def test_benchmarks_score_the_stages_of_an_unfinished_run(
+    weaksam_recipe: Path, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    proposals, stages = (importlib.import_module(name) for name in ("weaksam_proposals", "weaksam_stages"))
+    monkeypatch.setattr(
+        "weakly.methods.weaksam.pipeline.selective_search", lambda *_: np.array([[0, 0, 32, 32]], np.float32)
+    )
+    text = weaksam_recipe.read_text().replace("load: {", "load: {dedup: false, ")  # random masks often share a box
+    weaksam_recipe.write_text(text)
+    run = work / "run"
+    assert main(["fit", str(weaksam_recipe), "--until", "proposals", "--out", "run"]) == DONE
+    assert proposals.score_proposals(run, "train", ((2, 0.3), (4, 0.9))) == 0
+    dense = ("selective-search", None), ("weaksam", "grid of 2 x 2, NMS 0.3"), ("weaksam", "grid of 4 x 4, NMS 0.9")
+    records = read_records(run / "metrics.json")
+    assert {(r.method, r.setting) for r in records} == set(dense)
+    assert {(r.row, r.split, r.images) for r in records} == {("proposals", "train", 4)}
+    few, many = ((r.details or {})["proposals_per_image"] for r in records if r.method == "weaksam")
+    assert few < many, "a denser grid with a laxer NMS proposes more"
+
+    with pytest.raises(UserError, match="no stage proposals"):
+        stages.score_stages(run, "train")
+    assert main(["fit", str(weaksam_recipe), "--until", "pseudo-truth", "--out", "run"]) == DONE
+    assert stages.score_stages(run, "train") == 0
+    rules = {r.setting for r in read_records(run / "metrics.json") if r.row == "pseudo-truth"}
+    assert rules == {"top1", "threshold", "released", "published", "adaptive"}
+    assert capsys.readouterr().out.count("recall at IoU 0.5") == 3
