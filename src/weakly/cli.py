@@ -19,7 +19,7 @@ from weakly.errors import UserError, WeaklyError
 __all__ = ["COMMANDS", "DONE", "DONE_WITH_SKIPS", "FAILED", "INTERRUPTED", "WRONG_USE", "Command", "main"]
 
 _OVERRIDE = re.compile(r"--([a-z_]+(?:\.[a-z_0-9]+)+)(?:=(.*))?", re.DOTALL)
-_WITH_OVERRIDES = {"fit", "evaluate", "reproduce"}
+_WITH_OVERRIDES = {"fit", "evaluate", "predict", "reproduce"}
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,9 @@ def evaluate(
 ) -> int:
     """Score a run under every protocol, beside its upper bounds, and write the report.
 
+    Keys of the recipe that say where data are and how it is scored are options (--data.root elsewhere), and so are
+    settings that prediction alone reads (--settings.score_threshold 0.5); these get a row of their own.
+
     Args:
         run: the run folder.
         split: default: the recipe's validation split.
@@ -210,8 +213,12 @@ def predict(
     batch_size: int | None = None,
     overwrite: bool = False,
     max_pixels: int = 100_000_000,
+    overrides: list[str] | None = None,
 ) -> int:
     """Segment images: COCO JSON with RLE masks, palette PNG label maps, overlays. Run it again to go on after a stop.
+
+    Settings that prediction alone reads are options: --settings.score_threshold 0.5 (wps), --settings.inference.flip
+    true (weaksam), --settings.background_above 0.5 (partclip).
 
     Args:
         run: the run folder, or a student folder.
@@ -224,6 +231,7 @@ def predict(
         batch_size: images per batch; default: the recipe's.
         overwrite: replace earlier results in the folder.
         max_pixels: leave out larger images; raise it for large ones you trust.
+        overrides: filled from the dotted options.
     """
     from weakly.engine.predict import predict as segment
 
@@ -237,6 +245,7 @@ def predict(
         batch_size=batch_size,
         overwrite=overwrite,
         max_pixels=max_pixels,
+        overrides=_pairs(overrides),
     )
     earlier = f", {found.earlier} done earlier" if found.earlier else ""
     print(f"{found.out}: {found.done} images segmented{earlier}, {len(found.skipped)} skipped")

@@ -86,6 +86,24 @@ def test_other_data_other_student_no_references(run: Path, recipe_file: Path) ->
     assert [(r.row, r.split, r.images) for r in found.records] == [("best", "train", 10)]
 
 
+def test_other_settings_of_prediction_are_a_row_of_their_own(run: Path) -> None:
+    before = list(evaluate(run).records)
+    found = evaluate(run, overrides=[("settings.presence", "1.1")]).records
+    assert [record.row for record in found] == ["final with presence=1.1"], "upper bounds are of the data alone"
+    assert found[0].null_images == found[0].images > before[0].null_images
+    kept = [record.identity for record in read_records(run / "metrics.json")]
+    assert kept == [record.identity for record in (*before, *found)], "nothing measured before is lost"
+    assert len(list(run.glob("predictions-val-final-presence-1.1-*.json"))) == 1
+    assert (run / "predictions-val.json").is_file()
+
+
+def test_what_training_fixed_is_no_option_of_scoring(run: Path, work: Path) -> None:
+    with pytest.raises(UserError, match=r"settings\.hidden cannot be changed .* settings\.presence"):
+        evaluate(run, overrides=[("settings.hidden", "8")])
+    with pytest.raises(UserError, match="leave settings.presence out"):
+        evaluate(run, overrides=[("settings.presence", "1.1")], results=run / "predictions-val.json")
+
+
 def test_what_cannot_be_scored_is_one_sentence(run: Path, recipe_file: Path, work: Path) -> None:
     root = Path(load_recipe(recipe_file).data.root)
     annotations = root / "annotations" / "val.json"

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from weakly import load
+from weakly.cli import WRONG_USE, main
 from weakly.engine import predict as predicting
 from weakly.engine.fit import fit
 from weakly.engine.predict import predict
@@ -129,3 +131,31 @@ def test_larger_images_than_allowed_are_left_out_and_the_option_is_named(run: Pa
     found = predict(run, [photos], work / "capped", max_pixels=10)
     assert found.done == 0 and found.skipped
     assert any("--max_pixels" in one.reason for one in found.skipped)
+
+
+def test_settings_of_prediction_may_change_and_results_are_kept_apart(run: Path, photos: Path, work: Path) -> None:
+    def found(folder: str) -> int:
+        return len(json.loads((work / folder / "predictions.json").read_text())["annotations"])
+
+    predict(run, [photos], work / "own")
+    silent = [("settings.presence", "1.1")]
+    predict(run, [photos], work / "silent", overrides=silent)
+    predict(run / "student", [photos], work / "folder", overrides=silent)
+    assert found("own") > 0 and found("silent") == found("folder") == 0
+    assert predict(run, [photos], work / "silent", overrides=silent).done == 0, "the same settings go on"
+    with pytest.raises(UserError, match="--overwrite"):
+        predict(run, [photos], work / "silent")
+    assert len(load(run, overrides=silent).predict_images([np.zeros((8, 8, 3), np.uint8)])[0]) == 0
+
+
+def test_a_setting_that_training_fixed_is_refused(
+    run: Path, photos: Path, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key, value, said in (
+        ("settings.hidden", "8", "settings.hidden cannot be changed"),
+        ("data.root", "elsewhere", "data.root cannot be changed"),
+        ("settings.presence", "often", "settings.presence"),
+    ):
+        command = ["predict", str(run), str(photos), "--out", str(work / "out"), f"--{key}", value]
+        assert main(command) == WRONG_USE
+        assert said in capsys.readouterr().err

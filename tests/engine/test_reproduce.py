@@ -120,7 +120,10 @@ def test_what_changes_after_training_alone_trains_once(
     strict, plain = (work / "out" / found.results[0].figures[key].folder for key in ("strict", "plain"))
     weights = [(folder / "student" / "student.safetensors").read_bytes() for folder in (strict, plain)]
     assert weights[0] == weights[1]
-    presence = [json.loads((folder / "student" / "config.json").read_text())["presence"] for folder in (strict, plain)]
+    presence = [
+        json.loads((folder / "student" / "config.json").read_text())["settings"]["presence"]
+        for folder in (strict, plain)
+    ]
     assert presence == [0.999999, 0.5]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -127,6 +128,21 @@ class MethodContract:
         first, second = (tensors_in(batch) for batch in batches)
         assert len(first) == len(second) > 0
         assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+    def test_settings_of_prediction_are_settings(self, settings: Any) -> None:
+        assert self.method.predicts_with
+        for name in self.method.predicts_with:
+            operator.attrgetter(name)(settings)
+
+    def test_a_student_is_loaded_with_other_settings(
+        self, settings: Any, dataset: Dataset, workspace: Workspace, tmp_path: Path
+    ) -> None:
+        learner = self.roused(settings, dataset)
+        own = self.reloaded(learner, tmp_path / "student", workspace)
+        other = self.method.load(tmp_path / "student", workspace, settings)
+        image = np.random.default_rng(0).integers(0, 256, (40, 56, 3)).astype(np.uint8)
+        (first,), (second,) = (predictor.predict_images([image]) for predictor in (own, other))
+        assert same_segmentation(first, second)
 
     def test_only_the_student_is_in_the_learner(self, settings: Any, dataset: Dataset) -> None:
         learner = self.fresh(settings, dataset)

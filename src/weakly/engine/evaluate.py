@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from typing import Any
 
 from weakly.data.dataset import Dataset
 from weakly.data.images import read_image
+from weakly.engine.load import check_overrides, load_student
 from weakly.engine.logs import ticking
 from weakly.engine.panels import spread_out, store_panels
 from weakly.engine.recipe import Override, Recipe, load_recipe
@@ -31,6 +33,9 @@ from weakly.files import write_json
 from weakly.labels import Sample
 from weakly.methods.base import ImageSource, Method, Score, Skipped, Workspace, find_method
 from weakly.segmentation import Segmentation
+
+REFERENCES = "settings.references"
+"""The setting that names upper bounds; it is about no student."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ def evaluate(
     Args:
         folder: the run.
         split: None: as the recipe says.
-        overrides: dotted recipe keys, e.g. ``("data.root", "elsewhere")``.
+        overrides: dotted recipe keys, e.g. ``("data.root", "elsewhere")``. Of ``settings`` those that prediction alone
+            reads: the student is scored with them in a row of its own, without upper bounds and stages.
         results: a COCO results file of any program, scored in place of the run's student.
         name: what its records call that program; None: the file's stem.
         student: ``last`` or ``best``; None: as the recipe says.
@@ -91,11 +97,15 @@ def evaluate(
     if not scoring.has_truth(dataset):
         wanted = "true boxes" if scoring.name in ("boxes", "proposals") else "true masks"
         raise UserError(f"Split {split!r} of {recipe.data.root} has no {wanted} to score against; choose another one.")
+    changes = [(key, value) for key, value in overrides if key.startswith("settings.") and key != REFERENCES]
+    check_overrides(find_method(recipe.method), changes)
+    if changes and results is not None:
+        raise UserError(f"{results} is scored as it is; leave {changes[0][0]} out.")
     if student is not None:
         recipe = replace(recipe, evaluation=replace(recipe.evaluation, student=student))  # type: ignore[arg-type]
     command = command or f"weakly evaluate {folder} --split {split}"
     with lock(run.folder):
-        return _evaluate(run, recipe, dataset, results, name, command)
+        return _evaluate(run, recipe, dataset, results, name, command, changes)
 
 
 def _undrawn(overrides: Sequence[Override]) -> list[Override]:
@@ -112,7 +122,13 @@ def can_score(recipe: Recipe, split: str) -> bool:
 
 
 def _evaluate(
-    run: Run, recipe: Recipe, whole: Dataset, results: Path | None, name: str | None, command: str
+    run: Run,
+    recipe: Recipe,
+    whole: Dataset,
+    results: Path | None,
+    name: str | None,
+    command: str,
+    changes: Sequence[Override],
 ) -> Evaluation:
     method = find_method(recipe.method)
     space = workspace(run, recipe)
@@ -126,14 +142,16 @@ def _evaluate(
         named = method.final_row(recipe.settings)
         row = named.get("row", row) if row == "final" else row
         common |= named
-        scored = _score_student(run, recipe, method, dataset, space)
+        if changes:
+            row, label = f"{row} with {_told(changes)}", f"{label}-{row}-{_slug(changes)}"
+        scored = _score_student(run, recipe, method, dataset, space, changes)
     else:
         row, label = "final", f"{dataset.split}-{name or results.stem}"
         common |= {"method": name or results.stem, "segmenter": None}
         scored = _score(dataset, _read_results(results, whole, dataset), recipe, f"scoring {results.name}")
     _store(run, label, scored)
     records = [_record({**common, "row": row}, scored)]
-    if recipe.evaluation.references:
+    if recipe.evaluation.references and not changes:
         references = method.references(recipe.settings, dataset, space)
         records += [score_reference(run, recipe, dataset, score, command) for score in references]
         if results is None:
@@ -190,8 +208,21 @@ def _store_panels(
         store_panels(run, dataset.split, {dataset[i].image_id: p for i, p in zip(chosen, panels, strict=True)})
 
 
-def _score_student(run: Run, recipe: Recipe, method: Method, dataset: Dataset, space: Workspace) -> _Scored:
-    predictor = method.load(run.chosen_student(recipe.evaluation.student), space)
+def _told(changes: Sequence[Override]) -> str:
+    """``fusion=soft_sum, refine=1``."""
+    return ", ".join(f"{key.removeprefix('settings.')}={value}" for key, value in changes)
+
+
+def _slug(changes: Sequence[Override]) -> str:
+    """The same for a file name, short and unlike that of any other changes."""
+    told = _told(changes)
+    return f"{re.sub('[^A-Za-z0-9.]+', '-', told)[:60]}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+
+
+def _score_student(
+    run: Run, recipe: Recipe, method: Method, dataset: Dataset, space: Workspace, changes: Sequence[Override]
+) -> _Scored:
+    predictor = load_student(method, run.chosen_student(recipe.evaluation.student), space, changes)
     if predictor.vocabulary.names != dataset.vocabulary.names:
         predictor = predictor.with_vocabulary(dataset.vocabulary)
     sources = [_source(sample) for sample in dataset]

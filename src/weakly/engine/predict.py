@@ -20,8 +20,9 @@ from PIL import Image
 
 from weakly.data.folder import ImageFile, folder_sources
 from weakly.data.images import MAX_PIXELS, read_image
+from weakly.engine.load import check_overrides, load_student
 from weakly.engine.logs import ticking
-from weakly.engine.recipe import EvaluationSettings, FeatureSettings
+from weakly.engine.recipe import EvaluationSettings, FeatureSettings, Override
 from weakly.engine.runs import lock, open_run, package_version, resolve_device, workspace
 from weakly.errors import UserError
 from weakly.files import one_sentence_errors, remove_leftovers, write_atomic, write_json
@@ -72,6 +73,7 @@ def predict(
     batch_size: int | None = None,
     overwrite: bool = False,
     max_pixels: int = MAX_PIXELS,
+    overrides: Sequence[Override] = (),
 ) -> Prediction:
     """Segment images with the student of a run, or with one that lies in a folder of its own.
 
@@ -86,19 +88,21 @@ def predict(
         batch_size: images per batch; None: as the recipe says.
         overwrite: replace earlier results in ``out``.
         max_pixels: larger images are left out before a pixel is decoded.
+        overrides: other settings of prediction, e.g. ``[("settings.score_threshold", "0.5")]``.
 
     Raises:
-        UserError: no image is given, the run is not trained, its student takes no other names or not these, or ``out``
-            holds something else.
+        UserError: no image is given, the run is not trained, its student takes no other names or not these, a setting
+            is no longer to be changed, or ``out`` holds something else.
     """
     method, weights, space, usual_batch = _trained(folder, student, device)
     sources = folder_sources(images)
-    identity = _identity(weights, names)
+    check_overrides(find_method(method), overrides)
+    identity = _identity(weights, names, overrides)
     with lock(out):
         remove_leftovers(out)
         finished = _open_journal(out, identity, overwrite=overwrite)
         tasks = _plan(sources, finished, max_pixels)
-        predictor = find_method(method).load(weights, space)
+        predictor = load_student(find_method(method), weights, space, overrides)
         predictor = predictor if names is None else predictor.with_names(names)
         skipped = _predict_all(out, tasks, predictor, batch_size or usual_batch)
         _assemble(out, folder, predictor.vocabulary)
@@ -191,9 +195,10 @@ def _jpeg(image: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _identity(weights: Path, names: str | None) -> str:
-    """SHA-256 over every file of a student folder, and over the names it is asked for where they are not its own."""
+def _identity(weights: Path, names: str | None, overrides: Sequence[Override]) -> str:
+    """SHA-256 over every file of a student folder, and over names and settings where they are not its own."""
     digest = hashlib.sha256(b"" if names is None else names.encode())
+    digest.update(repr(sorted(overrides)).encode() if overrides else b"")
     for path in sorted(weights.rglob("*")):
         if path.is_file():
             digest.update(str(path.relative_to(weights)).encode() + b"\0" + path.read_bytes())

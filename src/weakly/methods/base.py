@@ -206,6 +206,8 @@ class Method(ABC):
         supervisions: the weak labels it can learn from.
         presets: named sections of a recipe (``settings``, ``optimisation`` ...) that depart from the defaults.
         scoring: how its results are compared with the truth.
+        predicts_with: dotted names of the settings, and of whole sections, that prediction alone reads: a trained
+            student takes other values of them.
         stages: names of the steps of :meth:`prepare`, in order, each of which may be the last of a call; see
             :meth:`Workspace.done`.
     """
@@ -215,6 +217,7 @@ class Method(ABC):
     supervisions: ClassVar[tuple[str, ...]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     scoring: ClassVar[Scoring] = PARTS
+    predicts_with: ClassVar[tuple[str, ...]] = ()
     stages: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -237,8 +240,14 @@ class Method(ABC):
         """Write the student, its settings and vocabulary and a model card to ``folder`` (atomically)."""
 
     @abstractmethod
-    def load(self, folder: Path, workspace: Workspace) -> Predictor:
-        """The predictor of a folder that :meth:`save` wrote."""
+    def load(self, folder: Path, workspace: Workspace, settings: Any = None) -> Predictor:
+        """The predictor of a folder that :meth:`save` wrote.
+
+        Args:
+            folder: of the student.
+            workspace: of a run, or made for the student.
+            settings: in place of the student's own; they differ from those in :attr:`predicts_with` alone.
+        """
 
     def scoring_of(self, settings: Any) -> Scoring:  # noqa: ARG002
         """How the results of a run are compared with the truth, where that depends on its settings."""

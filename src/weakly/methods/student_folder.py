@@ -167,8 +167,13 @@ def save_student(
     write_json(folder / "config.json", config)
 
 
-def load_student(folder: Path, kind: StudentKind[S]) -> StudentFolder[S]:
+def load_student(folder: Path, kind: StudentKind[S], settings: S | None = None) -> StudentFolder[S]:
     """Read what :func:`save_student` wrote.
+
+    Args:
+        folder: of the student.
+        kind: whose student it is.
+        settings: in place of those in the folder.
 
     Raises:
         UserError: a file is missing, damaged, of another method or version, or the two do not belong together.
@@ -181,8 +186,8 @@ def load_student(folder: Path, kind: StudentKind[S]) -> StudentFolder[S]:
         raise UserError(f"{path} cannot be read ({error}); copy the student folder again or train it again.") from error
     if hashlib.sha256(weights).hexdigest() != config.get("weights_sha256"):
         raise UserError(f"{path} does not belong to the config.json beside it; copy the whole student folder again.")
-    settings, vocabulary = _read(folder / "config.json", config, partial(_common, kind))
-    return StudentFolder(folder, config, settings, vocabulary, state)
+    own, vocabulary = _read(folder / "config.json", config, partial(_common, kind))
+    return StudentFolder(folder, config, settings or own, vocabulary, state)
 
 
 def load_weights(student: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -38,6 +38,7 @@ class FmaMethod(Method):
     Settings: ClassVar[type[Any]] = FmaSettings
     supervisions: ClassVar[tuple[str, ...]] = ("tags",)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    predicts_with: ClassVar[tuple[str, ...]] = ("inference", "refine")
     scoring: ClassVar[Scoring] = SEMANTIC
     stages: ClassVar[tuple[str, ...]] = STAGES
 
@@ -74,13 +75,13 @@ class FmaMethod(Method):
             raise TypeError(f"{type(learner).__name__} is no SemanticLearner")
         save_pretrained(folder, learner.student, learner.settings, learner.vocabulary, card)
 
-    def load(self, folder: Path, workspace: Workspace) -> SemanticPredictor:
+    def load(self, folder: Path, workspace: Workspace, settings: FmaSettings | None = None) -> SemanticPredictor:
         """The predictor of a student folder. The segmenter is loaded where masks refine the prediction, CLIP never.
 
         Raises:
             UserError: the folder is damaged or of another version, or the segmenter is missing.
         """
-        network, settings, vocabulary = from_pretrained(folder)
+        network, settings, vocabulary = from_pretrained(folder, settings)
         refine = refiner(settings, workspace)
         return SemanticPredictor(
             network, vocabulary, settings.inference, method=self.name, refine=refine, device=workspace.device

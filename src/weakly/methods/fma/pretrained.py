@@ -65,12 +65,16 @@ def save_pretrained(
     )
 
 
-def from_pretrained(folder: Path) -> Pretrained:
+def from_pretrained(folder: Path, settings: FmaSettings | None = None) -> Pretrained:
     """Read what :func:`save_pretrained` wrote; nothing is fetched, torch's random state is left alone.
+
+    Args:
+        folder: of the student.
+        settings: in place of those in the folder; they differ in what prediction alone reads.
 
     Raises:
         UserError: a file is missing, damaged, of another method, or the two do not belong together.
     """
-    saved = load_student(folder, KIND)
+    saved = load_student(folder, KIND, settings)
     network = saved.build(lambda config: rebuild_network(config["architecture"], len(saved.vocabulary)))
     return Pretrained(network, saved.settings, saved.vocabulary)

@@ -53,6 +53,7 @@ class PartClipMethod(Method):
     Settings: ClassVar[type[Any]] = PartClipSettings
     supervisions: ClassVar[tuple[str, ...]] = ("masks",)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    predicts_with: ClassVar[tuple[str, ...]] = ("pred_all", "background_above", "class_chunk")
     scoring: ClassVar[Scoring] = pred_all()
 
     def prepare(self, settings: PartClipSettings, dataset: Dataset, workspace: Workspace) -> PartData:
@@ -119,13 +120,13 @@ class PartClipMethod(Method):
             raise TypeError(f"{type(learner).__name__} is no PartClipLearner")
         write_student(folder, learner.student, learner.settings, learner.vocabulary, learner.fingerprint, card)
 
-    def load(self, folder: Path, workspace: Workspace) -> PartClipPredictor:
+    def load(self, folder: Path, workspace: Workspace, settings: PartClipSettings | None = None) -> PartClipPredictor:
         """The predictor of a student folder; it uses stored taps where there are any.
 
         Raises:
             UserError: the folder is damaged, or the CLIPSeg is missing or not the one the student was trained on.
         """
-        saved = load_student(folder, KIND)
+        saved = load_student(folder, KIND, settings)
         settings = saved.settings
         name, fingerprint = saved.read(lambda config: (config["clipseg"]["name"], config["clipseg"]["fingerprint"]))
         encoder = frozen_encoder(settings.clipseg, settings.side, workspace.device)

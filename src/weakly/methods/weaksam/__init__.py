@@ -31,7 +31,7 @@ from weakly.methods.weaksam.pipeline import STAGES, Pipeline
 from weakly.methods.weaksam.predictor import WeakSamPredictor
 from weakly.methods.weaksam.presets import PRESETS
 from weakly.methods.weaksam.pretrained import from_pretrained, save_pretrained
-from weakly.methods.weaksam.settings import WeakSamSettings
+from weakly.methods.weaksam.settings import PREDICTS_WITH, WeakSamSettings
 from weakly.methods.weaksam.stages import Boxes, Stages
 from weakly.methods.weaksam.students import build_student
 from weakly.methods.weaksam.tables import paper_tables
@@ -46,6 +46,7 @@ class WeakSamMethod(Method):
     Settings: ClassVar[type[Any]] = WeakSamSettings
     supervisions: ClassVar[tuple[str, ...]] = ("tags",)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    predicts_with: ClassVar[tuple[str, ...]] = PREDICTS_WITH
     scoring: ClassVar[Scoring] = BOXES
     stages: ClassVar[tuple[str, ...]] = STAGES
 
@@ -82,14 +83,16 @@ class WeakSamMethod(Method):
             raise TypeError(f"{type(learner).__name__} is no WeakSamLearner")
         save_pretrained(folder, learner.student, learner.settings, learner.vocabulary, card)
 
-    def load(self, folder: Path, workspace: Workspace) -> WeakSamPredictor | EmbeddedPredictor:
+    def load(
+        self, folder: Path, workspace: Workspace, settings: WeakSamSettings | None = None
+    ) -> WeakSamPredictor | EmbeddedPredictor:
         """The predictor of a student folder. The segmenter is loaded where it is looked at, or boxes are to prompt it.
 
         Raises:
             UserError: the folder is damaged or of another version, or the segmenter is missing or another one than the
                 student was trained on.
         """
-        student, settings, vocabulary = from_pretrained(folder)
+        student, settings, vocabulary = from_pretrained(folder, settings)
         prompted = not settings.wants_masks and settings.inference.boxes_to_masks == "segmenter"
         asked = prompted or settings.on_embeddings
         segmenter = frozen_segmenter(settings.segmenter, workspace.device) if asked else None

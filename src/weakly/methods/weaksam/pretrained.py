@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,12 +69,19 @@ def save_pretrained(
     )
 
 
-def from_pretrained(folder: Path) -> Pretrained:
+def from_pretrained(folder: Path, settings: WeakSamSettings | None = None) -> Pretrained:
     """Read what :func:`save_pretrained` wrote; nothing is fetched, torch's random state is left alone.
+
+    Args:
+        folder: of the student.
+        settings: in place of those in the folder; they differ in what prediction alone reads.
 
     Raises:
         UserError: a file is missing, damaged, of another method, or the two do not belong together.
     """
-    saved = load_student(folder, KIND)
-    student = saved.build(lambda config: rebuild_student(config["architecture"], len(saved.vocabulary)))
+    saved = load_student(folder, KIND, settings)
+    described = {} if settings is None else {"settings": asdict(settings.architecture)}
+    student = saved.build(
+        lambda config: rebuild_student({**config["architecture"], **described}, len(saved.vocabulary))
+    )
     return Pretrained(student, saved.settings, saved.vocabulary)

@@ -21,6 +21,13 @@ from weakly.methods.weaksam.students import Student, StudentSettings
 from weakly.methods.weaksam.wsod_inference import WsodInference
 from weakly.methods.weaksam.wsod_settings import WsodSettings, WsodTraining
 
+PREDICTS_WITH = (
+    "inference",
+    *(f"detector.{name}" for name in ("min_score", "nms", "detections")),
+    *(f"{head}.{name}" for head in ("rt_detr", "mask2former") for name in ("min_score", "detections")),
+)
+"""Settings that a trained student takes other values of."""
+
 ProposalSource = Literal["weaksam", "selective-search"]
 TruthSource = Literal["pseudo", "true-boxes"]
 

@@ -19,7 +19,7 @@ from weakly.methods.wps.learner import PromptLearner, WpsLearner
 from weakly.methods.wps.predictor import WpsPredictor
 from weakly.methods.wps.pretrained import build_student, from_pretrained, save_pretrained
 from weakly.methods.wps.region_learner import RegionLearner
-from weakly.methods.wps.settings import PRESETS, WpsSettings
+from weakly.methods.wps.settings import PREDICTS_WITH, PRESETS, WpsSettings
 from weakly.methods.wps.tables import paper_tables
 from weakly.methods.wps.targets import Teacher, WpsData, teacher_targets
 from weakly.vocabulary import Vocabulary
@@ -32,6 +32,7 @@ class WpsMethod(Method):
     Settings: ClassVar[type[Any]] = WpsSettings
     supervisions: ClassVar[tuple[str, ...]] = ("box", "point", "point+box")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    predicts_with: ClassVar[tuple[str, ...]] = PREDICTS_WITH
 
     def prepare(self, settings: WpsSettings, dataset: Dataset, workspace: Workspace) -> WpsData:
         """Embeddings in the feature store and teacher tokens; images that cannot be read are left out and named.
@@ -67,13 +68,13 @@ class WpsMethod(Method):
             folder, learner.student, learner.settings, learner.vocabulary, learner.segmenter_fingerprint, card
         )
 
-    def load(self, folder: Path, workspace: Workspace) -> WpsPredictor:
+    def load(self, folder: Path, workspace: Workspace, settings: WpsSettings | None = None) -> WpsPredictor:
         """The predictor of a student folder; it uses stored features where there are any.
 
         Raises:
             UserError: the folder is damaged, or the segmenter is not the one the student was trained on.
         """
-        pretrained = from_pretrained(folder)
+        pretrained = from_pretrained(folder, settings)
         settings = pretrained.settings
         segmenter = frozen_segmenter(settings.segmenter, workspace.device, pad=settings.pad)
         store = find_store(workspace.features, segmenter, workspace.feature_dtype)

@@ -116,13 +116,17 @@ def save_pretrained(
     )
 
 
-def from_pretrained(folder: Path) -> Pretrained:
+def from_pretrained(folder: Path, settings: WpsSettings | None = None) -> Pretrained:
     """Read what :func:`save_pretrained` wrote.
+
+    Args:
+        folder: of the student.
+        settings: in place of those in the folder; they differ in what prediction alone reads.
 
     Raises:
         UserError: a file is missing, damaged, of another method, or the two do not belong together.
     """
-    saved = load_student(folder, KIND)
+    saved = load_student(folder, KIND, settings)
     segmenter = saved.read(lambda config: (config["segmenter"]["name"], config["segmenter"]["fingerprint"]))
     return Pretrained(saved.settings, saved.vocabulary, segmenter, saved)
 

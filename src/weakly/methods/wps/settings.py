@@ -90,6 +90,13 @@ class RegionSettings:
             raise UserError(f"regions.nms is {self.nms}; give a number in [0, 1].")
 
 
+PREDICTS_WITH = (
+    *("score_threshold", "answer", "refine", "fusion", "max_prompts"),
+    *(f"regions.{name}" for name in ("nms", "detections", "looks")),
+)
+"""Settings that a trained student takes other values of."""
+
+
 @dataclass(frozen=True)
 class WpsSettings:
     """The ``settings:`` section of a WPS-SAM recipe; the defaults are the paper's.

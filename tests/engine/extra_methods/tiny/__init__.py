@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -124,6 +124,7 @@ class TinyMethod(Method):
     Settings: ClassVar[type[Any]] = TinySettings
     supervisions: ClassVar[tuple[str, ...]] = ("box",)
     presets: ClassVar[dict[str, Any]] = {"paper": {"optimisation": {"epochs": 7}, "settings": {"hidden": 8}}}
+    predicts_with: ClassVar[tuple[str, ...]] = ("presence",)
 
     def prepare(self, settings: TinySettings, dataset: Dataset, workspace: Workspace) -> Boxes:
         boxes = torch.zeros(len(dataset), len(dataset.vocabulary), 4)
@@ -145,18 +146,19 @@ class TinyMethod(Method):
     def save(self, learner: Learner, folder: Path, card: dict[str, Any]) -> None:
         assert isinstance(learner, TinyLearner)
         safetensors.torch.save_file(dict(learner.student.state_dict()), folder / "student.safetensors")
-        config = {"vocabulary": learner.vocabulary.to_dict(), "presence": learner.settings.presence}
-        (folder / "config.json").write_text(json.dumps({**config, "hidden": learner.settings.hidden}))
+        config = {"method": "tiny", "vocabulary": learner.vocabulary.to_dict(), "settings": asdict(learner.settings)}
+        (folder / "config.json").write_text(json.dumps(config))
         (folder / "README.md").write_text(f"# tiny\n\nepoch {card['epoch']}\n")
 
-    def load(self, folder: Path, workspace: Workspace) -> TinyPredictor:
+    def load(self, folder: Path, workspace: Workspace, settings: TinySettings | None = None) -> TinyPredictor:
         config = json.loads((folder / "config.json").read_text())
+        settings = settings or TinySettings(**config["settings"])
         vocabulary = Vocabulary.from_dict(config["vocabulary"])
-        student = Student(len(vocabulary), config["hidden"]).eval()
+        student = Student(len(vocabulary), settings.hidden).eval()
         student.load_state_dict(safetensors.torch.load_file(folder / "student.safetensors"))
         with torch.no_grad():
             boxes, logits = student()
-        return TinyPredictor(boxes, logits.sigmoid(), vocabulary, config["presence"])
+        return TinyPredictor(boxes, logits.sigmoid(), vocabulary, settings.presence)
 
     def references(self, settings: TinySettings, dataset: Dataset, workspace: Workspace) -> list[Score]:
         return [Score("oracle", "box", lambda: (_fill_boxes(dataset, i) for i in range(len(dataset))), lambda: "boxes")]

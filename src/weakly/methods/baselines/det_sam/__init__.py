@@ -44,6 +44,14 @@ class DetSamMethod(Method):
     Settings: ClassVar[type[Any]] = DetSamSettings
     supervisions: ClassVar[tuple[str, ...]] = ("box",)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    predicts_with: ClassVar[tuple[str, ...]] = (
+        "score_threshold",
+        "min_score",
+        "nms",
+        "detections",
+        "fusion",
+        "max_prompts",
+    )
 
     def prepare(self, settings: DetSamSettings, dataset: Dataset, workspace: Workspace) -> DetSamData:
         """Boxes, and embeddings in the feature store where the detector looks at them; unreadable images are named.
@@ -95,13 +103,13 @@ class DetSamMethod(Method):
             card,
         )
 
-    def load(self, folder: Path, workspace: Workspace) -> DetSamPredictor:
+    def load(self, folder: Path, workspace: Workspace, settings: DetSamSettings | None = None) -> DetSamPredictor:
         """The predictor of a student folder; it uses stored features where there are any.
 
         Raises:
             UserError: the folder is damaged, or the segmenter is not the one whose embeddings it was trained on.
         """
-        pretrained = from_pretrained(folder)
+        pretrained = from_pretrained(folder, settings)
         settings = pretrained.settings
         segmenter = frozen_segmenter(settings.segmenter, workspace.device, pad=settings.pad)
         store = find_store(workspace.features, segmenter, workspace.feature_dtype)

@@ -97,13 +97,18 @@ def save_pretrained(
     )
 
 
-def from_pretrained(folder: Path) -> Pretrained:
+def from_pretrained(folder: Path, settings: DetSamSettings | None = None) -> Pretrained:
     """Read what :func:`save_pretrained` wrote.
+
+    Args:
+        folder: of the student.
+        settings: in place of those in the folder; they differ in what prediction alone reads.
 
     Raises:
         UserError: a file is missing, damaged, of another method, or the two do not belong together.
     """
-    saved = load_student(folder, KIND)
-    threshold = saved.read(lambda config: float(config["score_threshold"]))
+    saved = load_student(folder, KIND, settings)
+    found = saved.read(lambda config: float(config["score_threshold"]))
+    threshold = found if saved.settings.score_threshold == "auto" else float(saved.settings.score_threshold)
     segmenter = saved.read(lambda config: (config["segmenter"]["name"], config["segmenter"]["fingerprint"]))
     return Pretrained(saved.settings, saved.vocabulary, threshold, segmenter, saved)

@@ -20,6 +20,7 @@ from weakly.methods.optimisation import Optimisation
 from weakly.methods.stored_views import image_views
 from weakly.methods.student_folder import load_student
 from weakly.methods.wps.predictor import WpsPredictor
+from weakly.methods.wps.settings import PREDICTS_WITH
 from weakly.methods.wps.targets import Teacher, WpsData, teacher_targets
 from weakly.vocabulary import Vocabulary
 
@@ -31,6 +32,7 @@ class FineTunedMethod(Method):
     Settings: ClassVar[type[Any]] = FineTunedSettings
     supervisions: ClassVar[tuple[str, ...]] = ("box", "point", "point+box")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    predicts_with: ClassVar[tuple[str, ...]] = PREDICTS_WITH
 
     def prepare(self, settings: FineTunedSettings, dataset: Dataset, workspace: Workspace) -> WpsData:
         """Teacher tokens of the images that can be read; the others are left out and named. Nothing is encoded.
@@ -71,7 +73,7 @@ class FineTunedMethod(Method):
             folder, learner.student, learner.settings, learner.vocabulary, learner.segmenter_fingerprint, card
         )
 
-    def load(self, folder: Path, workspace: Workspace) -> WpsPredictor:
+    def load(self, folder: Path, workspace: Workspace, settings: FineTunedSettings | None = None) -> WpsPredictor:
         """The predictor of a student folder: the tuned encoder, the prompter, and the frozen segmenter's decoder.
 
         Stored features are the frozen encoder's and are not used.
@@ -79,7 +81,7 @@ class FineTunedMethod(Method):
         Raises:
             UserError: the folder is damaged, or the segmenter is not the one the student was trained on.
         """
-        saved = load_student(folder, KIND)
+        saved = load_student(folder, KIND, settings)
         settings = saved.settings
         segmenter = frozen_segmenter(settings.segmenter, workspace.device, pad=settings.pad)
         student = build_pretrained(saved, segmenter)

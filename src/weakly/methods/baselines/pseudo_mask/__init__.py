@@ -28,6 +28,7 @@ class PseudoMaskMethod(Method):
     Settings: ClassVar[type[Any]] = PseudoMaskSettings
     supervisions: ClassVar[tuple[str, ...]] = ("box", "mask")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    predicts_with: ClassVar[tuple[str, ...]] = ("inference",)
     stages: ClassVar[tuple[str, ...]] = ("label-maps",)
 
     def prepare(self, settings: PseudoMaskSettings, dataset: Dataset, workspace: Workspace) -> SemanticData:
@@ -55,13 +56,13 @@ class PseudoMaskMethod(Method):
             raise TypeError(f"{type(learner).__name__} trains no MaskFormer")
         save_pretrained(folder, learner.student, learner.settings, learner.vocabulary, card)
 
-    def load(self, folder: Path, workspace: Workspace) -> SemanticPredictor:
+    def load(self, folder: Path, workspace: Workspace, settings: PseudoMaskSettings | None = None) -> SemanticPredictor:
         """The predictor of a student folder; the segmenter is not needed.
 
         Raises:
             UserError: the folder is damaged or of another version.
         """
-        network, settings, vocabulary = from_pretrained(folder)
+        network, settings, vocabulary = from_pretrained(folder, settings)
         return SemanticPredictor(network, vocabulary, settings.inference, method=self.name, device=workspace.device)
 
     def references(self, settings: PseudoMaskSettings, dataset: Dataset, workspace: Workspace) -> list[Score]:
