@@ -13,6 +13,7 @@ from weakly.engine.fit import fit
 from weakly.engine.recipe import load_recipe
 from weakly.errors import UserError
 from weakly.evaluation.records import read_records
+from weakly.report import build_run_report
 
 
 @pytest.fixture
@@ -93,8 +94,10 @@ def test_other_settings_of_prediction_are_a_row_of_their_own(run: Path) -> None:
     assert found[0].null_images == found[0].images > before[0].null_images
     kept = [record.identity for record in read_records(run / "metrics.json")]
     assert kept == [record.identity for record in (*before, *found)], "nothing measured before is lost"
-    assert len(list(run.glob("predictions-val-final-presence-1.1-*.json"))) == 1
+    assert len(list(run.glob("predictions-val-final-with-presence-1.1-*.json"))) == 1
     assert (run / "predictions-val.json").is_file()
+    page = build_run_report(run).read_text()
+    assert "final with presence=1.1" in page
 
 
 def test_what_training_fixed_is_no_option_of_scoring(run: Path, work: Path) -> None:

@@ -37,6 +37,9 @@ from weakly.segmentation import Segmentation
 REFERENCES = "settings.references"
 """The setting that names upper bounds; it is about no student."""
 
+WITH = " with "
+"""Between a row's usual name and the settings that it departs from."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -143,7 +146,8 @@ def _evaluate(
         row = named.get("row", row) if row == "final" else row
         common |= named
         if changes:
-            row, label = f"{row} with {_told(changes)}", f"{label}-{row}-{_slug(changes)}"
+            row = f"{row}{WITH}{_told(changes)}"
+            label = changed_label(dataset.split, row)
         scored = _score_student(run, recipe, method, dataset, space, changes)
     else:
         row, label = "final", f"{dataset.split}-{name or results.stem}"
@@ -192,6 +196,11 @@ def reference_label(split: str, method: str, supervision: str, row: str, setting
     return "-".join(word for word in words if word)
 
 
+def changed_label(split: str, row: str) -> str:
+    """What the files of a row with other settings of prediction are named for; short, and no two rows share one."""
+    return f"{split}-{re.sub('[^A-Za-z0-9.]+', '-', row)[:60]}-{hashlib.sha256(row.encode()).hexdigest()[:8]}"
+
+
 def _read_results(path: Path, whole: Dataset, dataset: Dataset) -> Iterator[Segmentation]:
     """Results for a whole split, of which some images alone are scored."""
     found = {sample.image_id: result for sample, result in zip(whole, read_coco_results(path, whole), strict=True)}
@@ -211,12 +220,6 @@ def _store_panels(
 def _told(changes: Sequence[Override]) -> str:
     """``fusion=soft_sum, refine=1``."""
     return ", ".join(f"{key.removeprefix('settings.')}={value}" for key, value in changes)
-
-
-def _slug(changes: Sequence[Override]) -> str:
-    """The same for a file name, short and unlike that of any other changes."""
-    told = _told(changes)
-    return f"{re.sub('[^A-Za-z0-9.]+', '-', told)[:60]}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
 def _score_student(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from weakly.data.dataset import Dataset
-from weakly.engine.evaluate import reference_label
+from weakly.engine.evaluate import WITH, changed_label, reference_label
 from weakly.engine.panels import read_panels
 from weakly.engine.recipe import Recipe
 from weakly.engine.runs import Run
@@ -268,7 +268,9 @@ def _column(loaded: _Loaded, record: ScoreRecord) -> list[Column]:
     """The stored masks and per-image scores behind a record; nothing where they are gone."""
     split, method, row = str(record["split"]), str(record["method"]), str(record.get("row") or "final")
     labels = [reference_label(split, method, str(record.get("supervision")), row, record.get("setting"))]
-    if is_result(record):
+    if WITH in row:
+        labels = [changed_label(split, row)]
+    elif is_result(record):
         labels += [*([split] if _is_own(loaded, record) else []), f"{split}-{method}"]
     for label in labels:
         masks, scores = loaded.run.predictions(label), loaded.run.image_scores(label)

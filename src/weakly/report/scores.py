@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from weakly.engine.evaluate import WITH
 from weakly.evaluation.protocols import PROTOCOLS
 from weakly.evaluation.semantic import SEMANTIC_PROTOCOLS
 from weakly.report.charts import MISSING, BarRow, percent
@@ -150,8 +151,9 @@ def is_upper_bound(record: ScoreRecord) -> bool:
 
 
 def is_result(record: ScoreRecord) -> bool:
-    """Whether it is what a method came to, not a stage on the way."""
-    return record.get("row") in FINAL_ROWS
+    """Whether it is what a method came to, be it with other settings of prediction, not a stage on the way."""
+    row = record.get("row")
+    return row in FINAL_ROWS or str(row).split(WITH)[0] in FINAL_ROWS
 
 
 def score_columns(records: Sequence[ScoreRecord]) -> list[ScoreColumn]:
