@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Processes that test side by side, each on one thread; one needs up to 6 GB.
+WORKERS ?= 2
 
 .PHONY: setup demo test lint bench docs clean
 
@@ -17,7 +19,8 @@ demo: setup
 	$(BIN)/weakly demo
 
 test: setup lint
-	$(BIN)/python -m pytest --cov=weakly --cov-report=term --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
+		--cov=weakly --cov-report=term --cov-fail-under=90
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks
