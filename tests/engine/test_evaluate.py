@@ -103,6 +103,8 @@ def test_other_settings_of_prediction_are_a_row_of_their_own(run: Path) -> None:
 def test_what_training_fixed_is_no_option_of_scoring(run: Path, work: Path) -> None:
     with pytest.raises(UserError, match=r"settings\.hidden cannot be changed .* settings\.presence"):
         evaluate(run, overrides=[("settings.hidden", "8")])
+    with pytest.raises(UserError, match=r"optimisation\.epochs cannot be changed"):
+        evaluate(run, overrides=[("optimisation.epochs", "8")])
     with pytest.raises(UserError, match="leave settings.presence out"):
         evaluate(run, overrides=[("settings.presence", "1.1")], results=run / "predictions-val.json")
 

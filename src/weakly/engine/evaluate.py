@@ -37,6 +37,9 @@ from weakly.segmentation import Segmentation
 REFERENCES = "settings.references"
 """The setting that names upper bounds; it is about no student."""
 
+SCORING = ("data", "evaluation", "features", "device")
+"""Sections of a recipe that say what is scored, and how and where."""
+
 WITH = " with "
 """Between a row's usual name and the settings that it departs from."""
 
@@ -100,7 +103,7 @@ def evaluate(
     if not scoring.has_truth(dataset):
         wanted = "true boxes" if scoring.name in ("boxes", "proposals") else "true masks"
         raise UserError(f"Split {split!r} of {recipe.data.root} has no {wanted} to score against; choose another one.")
-    changes = [(key, value) for key, value in overrides if key.startswith("settings.") and key != REFERENCES]
+    changes = [(key, value) for key, value in overrides if key != REFERENCES and key.split(".")[0] not in SCORING]
     check_overrides(find_method(recipe.method), changes)
     if changes and results is not None:
         raise UserError(f"{results} is scored as it is; leave {changes[0][0]} out.")
