@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from weakly.data.carparts import read_carparts
-from weakly.data.check import CheckReport, check, check_dataset, content_hash
+from weakly.data.check import check, check_dataset, content_hash
+from weakly.data.check_report import CheckReport
 from weakly.data.coco import read_coco
 from weakly.data.dataset import Problem
 

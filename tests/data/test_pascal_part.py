@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from weakly.data.catalog import open_dataset
-from weakly.data.check import CheckReport, check
+from weakly.data.check import check
+from weakly.data.check_report import CheckReport
 from weakly.data.class_names import VOC_NAMES
 from weakly.data.dataset import Dataset
 from weakly.data.object_parts import object_table

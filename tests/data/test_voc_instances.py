@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from weakly.data.catalog import open_dataset
-from weakly.data.check import CheckReport, check
+from weakly.data.check import check
+from weakly.data.check_report import CheckReport
 from weakly.data.class_names import VOC_NAMES
 from weakly.data.dataset import Dataset
 from weakly.data.menagerie.write_voc import VOC_CLASSES, write_voc
