@@ -44,6 +44,7 @@ def fit(
     preset: str | None = None,
     device: str | None = None,
     until: str | None = None,
+    stages_from: Path | None = None,
     overrides: list[str] | None = None,
 ) -> int:
     """Train the recipe's student, score it, and write the report. Run it again to go on after a stop.
@@ -56,6 +57,8 @@ def fit(
         preset: the method's named defaults below the recipe, e.g. official; default: the recipe's.
         device: auto, cpu, cuda, mps; default: the recipe's.
         until: stop after this stage of the method, e.g. proposals of weaksam; without it, the same command goes on.
+        stages_from: a run on the same data; what it learned before its student is taken over where this recipe agrees
+            (weaksam, fma).
         overrides: filled from the dotted options.
     """
     from weakly.engine.evaluate import can_score
@@ -71,12 +74,13 @@ def fit(
     loaded = load_recipe(recipe, changes)
     out = out or Path("runs") / recipe.stem
     options = [word for key, value in changes for word in (f"--{key}", value)]
+    options += [] if stages_from is None else ["--stages_from", str(stages_from)]
     command = _command("fit", recipe, "--out", out, *options)
     if until is not None:
-        fit_until(loaded, out, until)
+        fit_until(loaded, out, until, stages_from=stages_from)
         print(f"{out}: done up to {until}; the same command without --until goes on")
         return DONE
-    run = train(loaded, out)
+    run = train(loaded, out, stages_from=stages_from)
     if not main_process():
         return DONE  # the first process scores and reports
     split = loaded.evaluated_split()

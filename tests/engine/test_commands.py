@@ -120,3 +120,8 @@ def test_doctor_prints_one_line_per_check(work: Path, capsys: pytest.CaptureFixt
     assert main(["doctor"]) in (DONE, FAILED)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 8 and all(line.startswith(("ok", "FAIL")) for line in lines)
+
+
+def test_a_method_without_stages_takes_none(recipe_file: Path, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", str(recipe_file), "--out", "run", "--stages_from", "other"]) == WRONG_USE
+    assert "leave --stages_from out" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from weakly.engine.runs import open_run
 from weakly.errors import UserError
 from weakly.evaluation.records import read_records
 from weakly.foundation.sam import SamSegmenter
+from weakly.methods.weaksam import pipeline
 
 RECIPE = """\
 method: weaksam
@@ -178,6 +179,31 @@ def test_stages_run_one_by_one(
     assert sum(encoded) == 6, "no stage repeats an earlier one"
     assert main([*command, "--until", "masks"]) == WRONG_USE
     assert "no stage 'masks'; its stages are clues, proposals, wsod, pseudo-truth, targets" in capsys.readouterr().err
+
+
+def test_what_one_run_learned_before_its_student_is_the_start_of_another(
+    weaksam_recipe: Path, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained: list[str] = []
+    for name in ("train_network", "train_detector"):
+        train = getattr(pipeline, name)
+        monkeypatch.setattr(pipeline, name, lambda *a, _n=name, _t=train, **k: (trained.append(_n), _t(*a, **k))[1])
+
+    def run(out: str, *options: str) -> int:
+        return main(["fit", str(weaksam_recipe), "--until", "pseudo-truth", "--out", out, *options])
+
+    assert run("first") == DONE
+    assert trained == ["train_network", "train_detector"]
+    assert run("masks", "--settings.student", "mask_rcnn", "--stages_from", "first") == DONE
+    assert trained == ["train_network", "train_detector"], "another student learns from the same stages"
+    truth = [next((work / out / "pseudo_truth").glob("train-*")).read_bytes() for out in ("first", "masks")]
+    assert truth[0] == truth[1]
+    assert run("seed", "--settings.wsod_training.seed", "3", "--stages_from", "first") == DONE
+    assert trained[2:] == ["train_detector"], "what the recipe does differently is computed anew"
+    assert (work / "first" / "wsod").is_dir()
+    assert run("moved", "--data.render.seed", "6", "--stages_from", "first") == WRONG_USE
+    assert "data.render.seed (5 -> 6); give a run on the same data" in capsys.readouterr().err
+    assert run("none", "--stages_from", "nowhere") == WRONG_USE
 
 
 def test_true_boxes_and_masks_are_the_upper_bound(weaksam_recipe: Path, work: Path, encoded: list[int]) -> None:

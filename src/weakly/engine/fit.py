@@ -22,6 +22,7 @@ from weakly.engine.logs import JsonLines, TrainingBar, console
 from weakly.engine.recipe import Recipe
 from weakly.engine.runs import Run, claim, fit_command, machine, package_version, versions, workspace
 from weakly.engine.splits import open_split
+from weakly.engine.stages import take_stages
 from weakly.engine.typed import to_plain
 from weakly.errors import UserError, WeaklyError
 from weakly.files import one_sentence_errors, write_folder
@@ -35,12 +36,13 @@ _BESIDE_THE_POINT = (
 """Warnings of Lightning that a user can do nothing about."""
 
 
-def fit(recipe: Recipe, folder: Path) -> Run:
+def fit(recipe: Recipe, folder: Path, *, stages_from: Path | None = None) -> Run:
     """Train the student of ``recipe`` in ``folder``, from where a stopped run of the same recipe left off.
 
     Args:
         recipe: the resolved recipe.
         folder: the run folder; made if it is not there.
+        stages_from: see :func:`~weakly.engine.stages.take_stages`.
 
     Returns:
         The run; its ``student/`` folder is complete, and ``best/`` where there is a validation split.
@@ -52,11 +54,12 @@ def fit(recipe: Recipe, folder: Path) -> Run:
     run = Run(folder)
     with claim(run, recipe):
         if not run.student.is_dir():
+            _take(run, recipe, stages_from)
             train(recipe, run)
     return run
 
 
-def fit_until(recipe: Recipe, folder: Path, stage: str) -> Run:
+def fit_until(recipe: Recipe, folder: Path, stage: str, *, stages_from: Path | None = None) -> Run:
     """Do the stages of ``recipe`` up to one of them, on both splits, and stop before training.
 
     :func:`fit`, or this with a later stage, goes on from there.
@@ -65,6 +68,7 @@ def fit_until(recipe: Recipe, folder: Path, stage: str) -> Run:
         recipe: the resolved recipe.
         folder: the run folder; made if it is not there.
         stage: one of the method's.
+        stages_from: see :func:`~weakly.engine.stages.take_stages`.
 
     Raises:
         UserError: the method has no such stage, or the data, the recipe or the folder cannot be used.
@@ -75,9 +79,15 @@ def fit_until(recipe: Recipe, folder: Path, stage: str) -> Run:
         raise UserError(f"The method {method.name} has no stage {stage!r}; {known}.")
     run = Run(folder)
     with claim(run, recipe):
+        _take(run, recipe, stages_from)
         torch.manual_seed(recipe.optimisation.seed)
         _prepare(method, recipe, run, stage)
     return run
+
+
+def _take(run: Run, recipe: Recipe, other: Path | None) -> None:
+    if other is not None:
+        console.print(f"Stages of {other}: {take_stages(run, recipe, other)} files")
 
 
 def train(recipe: Recipe, run: Run) -> None:

@@ -46,6 +46,7 @@ from weakly.engine.typed import to_plain
 from weakly.errors import UserError, WeaklyError
 from weakly.evaluation.records import Record, write_records
 from weakly.files import alone, write_atomic, write_json
+from weakly.methods.base import find_method
 from weakly.methods.tables import Cell, Measure, Table, Tables
 
 WAIT = 10.0
@@ -152,7 +153,7 @@ def reproduce(
     before = elsewhere(jobs, known)
     shown = [table for table in paper.tables if table in chosen or is_measured(table, jobs, before)]
     wanted = {scored(job): job for job in _in_order(shown, jobs, repetitions)}
-    compute_cell = partial(compute, shared=out / "shared", names=paper.shared, command=command)
+    compute_cell = partial(compute, shared=out / "shared", names=find_method(method).shared, command=command)
     until = math.inf if hours is None else started + 3600 * hours
     done: dict[Scored, Record | str] = {**before, **_stored(wanted, compute_cell)}
     state = Reproduction(out, paper, base, budget, repetitions, command, _results(shown, jobs, done, out))

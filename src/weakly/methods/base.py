@@ -208,6 +208,8 @@ class Method(ABC):
         scoring: how its results are compared with the truth.
         predicts_with: dotted names of the settings, and of whole sections, that prediction alone reads: a trained
             student takes other values of them.
+        shared: folders of a run whose files :meth:`prepare` names for all that they depend on, given the data: runs on
+            the same data may have them in common.
         stages: names of the steps of :meth:`prepare`, in order, each of which may be the last of a call; see
             :meth:`Workspace.done`.
     """
@@ -218,6 +220,7 @@ class Method(ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     scoring: ClassVar[Scoring] = PARTS
     predicts_with: ClassVar[tuple[str, ...]] = ()
+    shared: ClassVar[tuple[str, ...]] = ()
     stages: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod

@@ -214,7 +214,6 @@ class Tables:
         source: where the published figures are from.
         tables: in the paper's order.
         small: changes of the settings that make a smaller budget, as :attr:`Measure.changes`.
-        shared: folders of a run whose files are named for all they depend on: its cells share them.
         limits: of a smaller budget.
         baselines: {name: recipe} of the other methods that stand in the tables.
         small_baselines: those that take their place within a smaller budget.
@@ -225,7 +224,6 @@ class Tables:
     source: str = ""
     tables: tuple[Table, ...] = ()
     small: Mapping[str, Any] = field(default_factory=dict)
-    shared: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     small_baselines: Mapping[str, Baseline] = field(default_factory=dict)

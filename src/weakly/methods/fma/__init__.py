@@ -41,6 +41,7 @@ class FmaMethod(Method):
     predicts_with: ClassVar[tuple[str, ...]] = ("inference", "refine")
     scoring: ClassVar[Scoring] = SEMANTIC
     stages: ClassVar[tuple[str, ...]] = STAGES
+    shared: ClassVar[tuple[str, ...]] = ("prompts", "seeds")
 
     def prepare(self, settings: FmaSettings, dataset: Dataset, workspace: Workspace) -> SemanticData:
         """Masks, views, both prompt sets and the seed maps of a dataset, from its tags alone.

@@ -41,7 +41,7 @@ def paper_tables(settings: FmaSettings) -> Tables:
             "settings.segmentation is null, but the full model of the tables has segmentation prompts; remove that key."
         )
     tables = (_table_1, _table_2, _table_3, _table_4, _table_5, _table_6)
-    return Tables(PAPER, SOURCE, tuple(make(settings) for make in tables), _small(settings), ("prompts", "seeds"))
+    return Tables(PAPER, SOURCE, tuple(make(settings) for make in tables), _small(settings))
 
 
 def _table_1(settings: FmaSettings) -> Table:

@@ -49,6 +49,7 @@ class WeakSamMethod(Method):
     predicts_with: ClassVar[tuple[str, ...]] = PREDICTS_WITH
     scoring: ClassVar[Scoring] = BOXES
     stages: ClassVar[tuple[str, ...]] = STAGES
+    shared: ClassVar[tuple[str, ...]] = ("clues", "points", "wsod", "pseudo_masks")
 
     def prepare(self, settings: WeakSamSettings, dataset: Dataset, workspace: Workspace) -> WeakSamData | EmbeddedData:
         """Every stage before the student; images that cannot be read or have no tags are left out and named.

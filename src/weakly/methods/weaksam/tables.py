@@ -26,9 +26,6 @@ from weakly.methods.weaksam.settings import WeakSamSettings
 
 Changes = dict[str, Any]
 
-SHARED = ("clues", "points", "wsod", "pseudo_masks")
-"""Folders of a run whose files are named for all they depend on, given one dataset."""
-
 SMALL_UPDATES = 600
 """Updates of the weakly supervised detector within a small budget."""
 
@@ -77,7 +74,7 @@ _WEAKSAM: Changes = {
 def paper_tables(settings: WeakSamSettings) -> Tables:
     """The tables over these settings."""
     makers = (_detection, _voc_instances, _coco_instances, _proposals, _pseudo_truth, _roi_drop)
-    return Tables(PAPER, SOURCE, tuple(make(settings) for make in makers), _small(settings), SHARED)
+    return Tables(PAPER, SOURCE, tuple(make(settings) for make in makers), _small(settings))
 
 
 def _detection(settings: WeakSamSettings) -> Table:
