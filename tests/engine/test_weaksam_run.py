@@ -235,7 +235,7 @@ def test_benchmarks_score_the_stages_of_an_unfinished_run(
     weaksam_recipe: Path, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    proposals, stages = (importlib.import_module(name) for name in ("weaksam_proposals", "weaksam_stages"))
+    recall, stages = (importlib.import_module(name) for name in ("weaksam_recall", "weaksam_stages"))
     monkeypatch.setattr(
         "weakly.methods.weaksam.pipeline.selective_search", lambda *_: np.array([[0, 0, 32, 32]], np.float32)
     )
@@ -243,7 +243,7 @@ def test_benchmarks_score_the_stages_of_an_unfinished_run(
     weaksam_recipe.write_text(text)
     run = work / "run"
     assert main(["fit", str(weaksam_recipe), "--until", "proposals", "--out", "run"]) == DONE
-    assert proposals.score_proposals(run, "train", ((2, 0.3), (4, 0.9))) == 0
+    assert recall.score_proposals(run, "train", ((2, 0.3), (4, 0.9))) == 0
     dense = ("selective-search", None), ("weaksam", "grid of 2 x 2, NMS 0.3"), ("weaksam", "grid of 4 x 4, NMS 0.9")
     records = read_records(run / "metrics.json")
     assert {(r.method, r.setting) for r in records} == set(dense)

@@ -152,7 +152,7 @@ class TinyMethod(Method):
 
     def load(self, folder: Path, workspace: Workspace, settings: TinySettings | None = None) -> TinyPredictor:
         config = json.loads((folder / "config.json").read_text())
-        settings = settings or TinySettings(**config["settings"])
+        settings = settings or self.Settings(**config["settings"])
         vocabulary = Vocabulary.from_dict(config["vocabulary"])
         student = Student(len(vocabulary), settings.hidden).eval()
         student.load_state_dict(safetensors.torch.load_file(folder / "student.safetensors"))
