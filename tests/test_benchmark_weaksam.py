@@ -58,7 +58,7 @@ def test_a_tiny_run(weaksam, options, tmp_path, capsys):
     result = json.loads(out.read_text())
     points, whole, peaks = (result[key] for key in ("points", "points_and_grid", "peaks"))
     assert points["same"] and whole["same"] and peaks["same"]
-    assert points["pixels_that_agree"] >= 0.999999
+    assert points["pixels_that_agree"] >= 0.9999
     assert points["boxes"]["both"] > 20
     assert points["prompts"] == 2 * (2 * 4 + 2) + 12
     assert (points["grid_prompts"], whole["grid_prompts"]) == (0, 16)
