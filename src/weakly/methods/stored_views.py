@@ -109,6 +109,8 @@ def gather_views(views: Sequence[Inputs], view: Tensor, rows: Tensor) -> Tensor:
         raise IndexError(f"view {int(view.max())} of {len(views)} views")
     chosen = [(view == number).nonzero()[:, 0] for number in range(len(views))]
     parts = [each[rows[where]] for each, where in zip(views, chosen, strict=True) if len(where)]
+    if len(parts) == 1:  # as they are, without a copy
+        return parts[0]
     return torch.cat(parts)[torch.cat(chosen).argsort().to(parts[0].device)]
 
 
