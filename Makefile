@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Processes that test side by side, each on one thread; one needs up to 6 GB.
+# Processes that test side by side, each on one thread.
 WORKERS ?= 2
 
 .PHONY: setup demo test lint bench docs clean

@@ -37,6 +37,7 @@ def score_proposals(run: Path, split: str = "train", grids: tuple[tuple[int, flo
     """
     opened = open_run(run)
     command = f"python benchmarks/weaksam_recall.py {run}" + (f" --split {split}" if split != "train" else "")
+    command += f" --grids '{[list(grid) for grid in grids]}'" if grids != GRIDS else ""
     forms: list[tuple[str | None, tuple[Override, ...]]] = [(None, (("settings.proposals_by", "selective-search"),))]
     for side, iou in grids:
         grid = (("settings.proposals.grid.side", str(side)), ("settings.proposals.grid.nms", str(iou)))

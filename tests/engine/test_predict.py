@@ -159,3 +159,9 @@ def test_a_setting_that_training_fixed_is_refused(
         command = ["predict", str(run), str(photos), "--out", str(work / "out"), f"--{key}", value]
         assert main(command) == WRONG_USE
         assert said in capsys.readouterr().err
+
+
+def test_a_damaged_student_folder_is_one_sentence(run: Path, photos: Path, work: Path) -> None:
+    (run / "student" / "config.json").write_text('{"method": "tiny"}')
+    with pytest.raises(UserError, match="states no settings"):
+        predict(run, [photos], work / "out", overrides=[("settings.presence", "0.9")])

@@ -247,6 +247,11 @@ def test_repetitions_move_what_is_drawn_by_chance(path: Path, measures: dict[str
     assert bound.optimisation.seed == 3 and bound.settings.wsod_training.seed == 42
 
 
+def test_cells_share_what_is_learned_before_the_student() -> None:
+    """Detectors are stored under their own settings and those of their proposals, so cells with others miss them."""
+    assert {"wsod", "clues"} <= set(METHOD.shared)
+
+
 # ---- presets: spec weaksam, sections 3.4, 5 and 12 -----------------------------------------------------------------
 
 

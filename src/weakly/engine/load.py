@@ -48,12 +48,16 @@ def load_student(method: Method, weights: Path, space: Workspace, overrides: Seq
         overrides: dotted keys and values of settings that prediction alone reads.
 
     Raises:
-        UserError: see :func:`check_overrides`; or a value is wrong.
+        UserError: see :func:`check_overrides`; or a value is wrong, or the folder is damaged.
     """
     if not overrides:
         return method.load(weights, space)
     check_overrides(method, overrides)
-    own = json.loads((weights / "config.json").read_text(encoding="utf-8"))["settings"]
+    path = weights / "config.json"
+    try:
+        own = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} states no settings ({error}); copy the student folder again.") from error
     values = {"method": method.name, "data": {"kind": "folder", "root": "."}, "settings": own}
     return method.load(weights, space, resolve_recipe(values, overrides, str(weights)).settings)
 
