@@ -20,7 +20,7 @@ from weakly.methods.optimisation import Optimisation
 from weakly.methods.wps import METHOD, frozen_segmenter
 from weakly.methods.wps.region_learner import RegionLearner, build_region_prompter, truth_of
 from weakly.methods.wps.region_losses import region_loss
-from weakly.methods.wps.regions import Answers, RegionPrompter, Sampled
+from weakly.methods.wps.regions import Answers, Pyramid, RegionPrompter, Sampled
 from weakly.methods.wps.settings import RegionSettings, WpsSettings
 from weakly.methods.wps.targets import WpsBatch, WpsData
 from weakly.vocabulary import Vocabulary
@@ -199,6 +199,18 @@ def test_small_regions_are_pooled_from_fine_levels() -> None:
     assert levels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
+@pytest.mark.parametrize("samples", [1, 2, 3])
+def test_a_cell_of_a_region_is_the_mean_of_its_samples(samples: int) -> None:
+    """Between the cells of a map, whose 0 and 1 are 8 pixels apart: a ramp of squares is not its own mean."""
+    model = tiny_prompter(samples=samples)
+    squares = {name: (torch.arange(8.0) ** 2).expand(1, 1, 8, 8) for name in Pyramid.LEVELS}
+    (pooled,) = model.pool(squares, [torch.tensor([[0.0, 0, 56, 56]])], [(SIDE, SIDE)])
+    places = (torch.arange(7 * samples) + 0.5) / samples
+    low = places.floor()
+    values = low**2 + (places - low) * (2 * low + 1)
+    assert torch.allclose(pooled[0, 0], values.view(7, samples).mean(1), atol=1e-4)
+
+
 def test_true_boxes_come_from_the_batch_in_torchvisions_form() -> None:
     prompts = torch.arange(24.0).view(2, 2, 6)
     batch = WpsBatch(torch.zeros(2, 1, 1, 1), torch.tensor([[2, 0], [1, 0]]), torch.zeros(2, 2, T, D), prompts, (2, 1))
@@ -269,6 +281,7 @@ def test_impossible_settings_are_refused_by_name(field: str, value: Any) -> None
     [
         ("rois", 0),
         ("looks", 0),
+        ("samples", 0),
         ("anchors", (0.1, 0.2, 0.3, 0.2)),
         ("anchors", (0.0, 0.1, 0.2, 0.3)),
         ("ratios", ()),

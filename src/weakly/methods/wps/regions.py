@@ -86,6 +86,7 @@ class RegionPrompter(nn.Module):
         nms: largest IoU of two regions of one category that both ask.
         detections: regions of an image that ask, at most.
         looks: times that regions are examined when they ask, from the second on where the look before moved them.
+        samples: points along a side of a region's cell that are averaged.
         places: (h * w, D) what the position of every cell starts as, row by row; None: zeros.
     """
 
@@ -109,6 +110,7 @@ class RegionPrompter(nn.Module):
         nms: float = 0.5,
         detections: int = 100,
         looks: int = 3,
+        samples: int = 2,
         places: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -129,7 +131,7 @@ class RegionPrompter(nn.Module):
         self.pool = MultiScaleRoIAlign(
             list(Pyramid.LEVELS),
             output_size=CELLS,
-            sampling_ratio=2,
+            sampling_ratio=samples,
             # Regions of up to sqrt(2) times the anchors of a level are pooled from it.
             canonical_scale=anchors[0] * side * 2**0.5,
             canonical_level=(side // grid[0]).bit_length(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from weakly.errors import UserError
@@ -62,6 +62,8 @@ class RegionSettings:
         nms: regions of one category that overlap a better one with a larger IoU do not ask.
         detections: regions of an image that ask, at most.
         looks: times that regions are examined in prediction, from the second on where the look before moved them.
+        samples: points along a side of each of a region's 7 x 7 cells, of which the cell is the mean. On a CPU, a
+            student of the bundled world's sizes trains in two thirds of the time with one.
     """
 
     width: int = 256
@@ -75,9 +77,10 @@ class RegionSettings:
     nms: float = 0.5
     detections: int = 100
     looks: int = 3
+    samples: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("width", "hidden", "anchors_per_image", "pre_nms", "proposals", "rois", "detections", "looks"):
+        for name in (each.name for each in fields(self) if each.type == "int"):
             if getattr(self, name) < 1:
                 raise UserError(f"regions.{name} is {getattr(self, name)}; give a number of at least 1.")
         if len(self.anchors) != 4 or list(self.anchors) != sorted(self.anchors) or min(self.anchors) <= 0:
