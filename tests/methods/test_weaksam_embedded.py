@@ -19,10 +19,11 @@ from weakly.data.dataset import Dataset
 from weakly.data.images import read_image
 from weakly.errors import UserError
 from weakly.foundation.sam import SamSegmenter
+from weakly.methods.embedding import EmbeddingSource
 from weakly.methods.frozen import frozen_segmenter
 from weakly.methods.weaksam import METHOD
 from weakly.methods.weaksam.augment import Augmentation
-from weakly.methods.weaksam.detectors import Detector, DetectorSettings, EmbeddingSource, FasterRcnn
+from weakly.methods.weaksam.detectors import Detector, DetectorSettings, FasterRcnn
 from weakly.methods.weaksam.embedded import EmbeddedData, EmbeddedPredictor
 from weakly.methods.weaksam.predictor import Inference
 from weakly.methods.weaksam.settings import WeakSamSettings

@@ -20,6 +20,28 @@ from weakly.foundation.promptable import Frame, PromptableSegmenter
 from weakly.methods.base import ImageSource, Skipped
 
 
+@dataclass(frozen=True)
+class EmbeddingSource:
+    """Whose embeddings a student looks at.
+
+    Attributes:
+        segmenter: the segmenter's name.
+        fingerprint: of its weights and preprocessing.
+        channels: K, of an embedding that are looked at, the first ones.
+        side: S of the segmenter's frame, in whose pixels views are.
+    """
+
+    segmenter: str
+    fingerprint: str
+    channels: int
+    side: int
+
+    @classmethod
+    def of(cls, segmenter: PromptableSegmenter) -> EmbeddingSource:
+        """That of a segmenter."""
+        return cls(segmenter.name, segmenter.fingerprint, segmenter.student_channels, segmenter.side)
+
+
 class Embedded(NamedTuple):
     """A batch of images as the segmenter sees them.
 

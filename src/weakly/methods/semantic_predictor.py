@@ -138,14 +138,32 @@ class SemanticPredictor(Predictor):
             yield from (rows[start : start + at_once] for start in range(0, len(rows), at_once))
 
     def _decide(self, image: NDArray[np.uint8], probabilities: Tensor) -> Segmentation:
-        size: tuple[int, int] = (probabilities.shape[1], probabilities.shape[2])
-        if self.refine is None:
-            labels = probabilities.argmax(0)
-        else:
-            labels = torch.as_tensor(self.refine(resize_image(image, size), probabilities), device=probabilities.device)
-            if labels.shape != probabilities.shape[1:] or not 0 <= labels.min() <= labels.max() < len(probabilities):
-                raise ValueError(f"refine must return (h, w) categories up to C={len(probabilities) - 1}")
-        return to_segmentation(labels.long(), probabilities, _size(image), self.method)
+        return decide(probabilities, _size(image), self.method, self.refine, lambda: image)
+
+
+def decide(
+    probabilities: Tensor,
+    size: tuple[int, int],
+    method: str,
+    refine: Refine | None,
+    read: Callable[[], NDArray[np.uint8]],
+) -> Segmentation:
+    """The likeliest class of every pixel, or what post-processing makes of it.
+
+    Args:
+        probabilities: (C + 1, h, w).
+        size: (height, width) of the image; larger than (h, w) for very large images alone.
+        method: what made them.
+        refine: post-processing, if any.
+        read: gives the image, (H, W, 3) uint8 RGB, to post-processing.
+    """
+    if refine is None:
+        return to_segmentation(probabilities.argmax(0), probabilities, size, method)
+    held: tuple[int, int] = (probabilities.shape[1], probabilities.shape[2])
+    labels = torch.as_tensor(refine(resize_image(read(), held), probabilities), device=probabilities.device)
+    if labels.shape != held or not 0 <= labels.min() <= labels.max() < len(probabilities):
+        raise ValueError(f"refine must return (h, w) categories up to C={len(probabilities) - 1}")
+    return to_segmentation(labels.long(), probabilities, size, method)
 
 
 def held_size(size: tuple[int, int], classes: int, limit: int) -> tuple[int, int]:

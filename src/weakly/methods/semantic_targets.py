@@ -121,13 +121,23 @@ def read_pair(image: Path, label_map: Path, classes: int) -> tuple[NDArray[np.ui
     Raises:
         UserError: one cannot be read, or the sizes differ.
     """
-    pixels, labels = read_image(image), read_label_map(label_map, classes)
-    if pixels.shape[:2] != labels.shape:
+    pixels = read_image(image)
+    return pixels, read_labels_of(image, (pixels.shape[0], pixels.shape[1]), label_map, classes)
+
+
+def read_labels_of(image: Path, size: tuple[int, int], label_map: Path, classes: int) -> NDArray[np.uint8]:
+    """(H, W) uint8 labels of an image of ``size`` (height, width).
+
+    Raises:
+        UserError: they cannot be read, or have another size.
+    """
+    labels = read_label_map(label_map, classes)
+    if labels.shape != size:
         raise UserError(
             f"The label map {label_map} has {labels.shape[1]} x {labels.shape[0]} pixels, its image {image} "
-            f"{pixels.shape[1]} x {pixels.shape[0]}; make the label maps of this image again."
+            f"{size[1]} x {size[0]}; make the label maps of this image again."
         )
-    return pixels, labels
+    return labels
 
 
 def read_label_map(path: Path, classes: int) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,11 +12,14 @@ from weakly.data.dataset import Dataset
 from weakly.evaluation.scoring import SEMANTIC, Scoring
 from weakly.foundation.image_keys import image_keys
 from weakly.methods.base import Learner, Method, Panel, Score, Workspace
+from weakly.methods.embedding import EmbeddingSource, find_store
+from weakly.methods.fma.embedded import EmbeddedMaps, EmbeddedPredictor, embed
 from weakly.methods.fma.masks import MaskStore
 from weakly.methods.fma.networks import build_network
 from weakly.methods.fma.pipeline import STAGES, Pipeline, Stage
 from weakly.methods.fma.presets import PRESETS
 from weakly.methods.fma.pretrained import from_pretrained, save_pretrained
+from weakly.methods.fma.pyramid import PyramidNetwork
 from weakly.methods.fma.refine import by_crf, by_masks
 from weakly.methods.fma.seeds import seed_results, tags_of
 from weakly.methods.fma.settings import FmaSettings
@@ -43,7 +47,7 @@ class FmaMethod(Method):
     stages: ClassVar[tuple[str, ...]] = STAGES
     shared: ClassVar[tuple[str, ...]] = ("prompts", "seeds")
 
-    def prepare(self, settings: FmaSettings, dataset: Dataset, workspace: Workspace) -> SemanticData:
+    def prepare(self, settings: FmaSettings, dataset: Dataset, workspace: Workspace) -> SemanticData | EmbeddedMaps:
         """Masks, views, both prompt sets and the seed maps of a dataset, from its tags alone.
 
         Prompts are trained on the first dataset that a run prepares, its training split, and used for the others.
@@ -55,19 +59,29 @@ class FmaMethod(Method):
         pipeline = Pipeline(settings, dataset.vocabulary, workspace)
         images = pipeline.usable(dataset)
         seeds = pipeline.network_seeds(images, dataset.split)
-        return SemanticData(
+        data = SemanticData(
             images=tuple(images.paths),
             label_maps=tuple(seeds),
             classes=len(dataset.vocabulary),
             augmentation=settings.augmentation,
             skipped=images.skipped,
         )
+        if not settings.on_embeddings:
+            return data
+        segmenter = frozen_segmenter(settings.segmenter, workspace.device)
+        _, height, width = segmenter.embedding_shape
+        return embed(data, dataset, segmenter, settings.pyramid.cells((height, width)), workspace)
+
+    def unaugmented(self, settings: FmaSettings) -> FmaSettings:
+        """Without mirrored images."""
+        return replace(settings, augmentation=replace(settings.augmentation, flip=0.0))
 
     def learner(
         self, settings: FmaSettings, vocabulary: Vocabulary, optimisation: Optimisation, total_steps: int
     ) -> SemanticLearner:
         """A fresh network."""
-        network = build_network(settings.architecture, len(vocabulary))
+        source = EmbeddingSource.of(frozen_segmenter(settings.segmenter)) if settings.on_embeddings else None
+        network = build_network(settings.architecture, len(vocabulary), source)
         return SemanticLearner(network, settings, vocabulary, optimisation, total_steps)
 
     def save(self, learner: Learner, folder: Path, card: dict[str, Any]) -> None:
@@ -76,14 +90,20 @@ class FmaMethod(Method):
             raise TypeError(f"{type(learner).__name__} is no SemanticLearner")
         save_pretrained(folder, learner.student, learner.settings, learner.vocabulary, card)
 
-    def load(self, folder: Path, workspace: Workspace, settings: FmaSettings | None = None) -> SemanticPredictor:
-        """The predictor of a student folder. The segmenter is loaded where masks refine the prediction, CLIP never.
+    def load(
+        self, folder: Path, workspace: Workspace, settings: FmaSettings | None = None
+    ) -> SemanticPredictor | EmbeddedPredictor:
+        """The predictor of a student folder; CLIP is never loaded, the segmenter where network or masks need it.
 
         Raises:
-            UserError: the folder is damaged or of another version, or the segmenter is missing.
+            UserError: the folder is damaged or of another version, or the segmenter is missing or not the student's.
         """
         network, settings, vocabulary = from_pretrained(folder, settings)
         refine = refiner(settings, workspace)
+        if isinstance(network, PyramidNetwork):
+            segmenter = frozen_segmenter(settings.segmenter, workspace.device)
+            store = find_store(workspace.features, segmenter, workspace.feature_dtype)
+            return EmbeddedPredictor(network, vocabulary, segmenter, store, method=self.name, refine=refine)
         return SemanticPredictor(
             network, vocabulary, settings.inference, method=self.name, refine=refine, device=workspace.device
         )

@@ -16,7 +16,11 @@ KIND = StudentKind(
     "fma", "FMA-WSSS", "Foundation Model Assisted Weakly Supervised Semantic Segmentation, WACV 2024", FmaSettings
 )
 
-NAMES: dict[str, str] = {"deeplab": "DeepLabV3+", "mask2former": "Mask2Former"}
+NAMES: dict[str, str] = {
+    "deeplab": "DeepLabV3+",
+    "mask2former": "Mask2Former",
+    "pyramid": "A pyramid on the embeddings of a frozen segmenter",
+}
 
 
 class Pretrained(NamedTuple):

@@ -14,6 +14,7 @@ from weakly.methods.fma.cam import SOFTMAX_PARITY_EPS
 from weakly.methods.fma.deeplab import DeepLabSettings
 from weakly.methods.fma.mask2former import Mask2FormerSettings
 from weakly.methods.fma.model import NamePosition
+from weakly.methods.fma.pyramid import PyramidSettings
 from weakly.methods.fma.superpixels import OCCUPATION_RATIO, PUBLISHED_EPS, Against, Average, Uncovered
 from weakly.methods.image_views import Augmentation
 from weakly.methods.semantic_predictor import Inference
@@ -21,7 +22,7 @@ from weakly.methods.semantic_predictor import Inference
 Spread = Literal["score", "cam", "none"]
 Finish = Literal["sams", "voting", "crf", "argmax"]
 PromptLoss = Literal["mcl", "bce", "cal", "ce"]
-Network = Literal["deeplab", "mask2former"]
+Network = Literal["deeplab", "mask2former", "pyramid"]
 RefineBy = Literal["none", "sams", "crf"]
 
 
@@ -277,9 +278,12 @@ class FmaSettings:
         crf: of seeds and post-processing.
         crf_wrapped: the CRF sees the image as CLIP-ES's does, mean subtracted and wrapped around; for parity alone.
         parity: add the released code's absolute epsilons, which weaken small activations.
-        network: ``deeplab`` or ``mask2former``.
+        network: ``deeplab`` or ``mask2former``, the paper's, or ``pyramid`` (ours): a small network on the frozen
+            segmenter's embeddings of whole images, mirrored or not. Of ``augmentation`` it has ``flip`` alone, of
+            ``inference`` nothing.
         deeplab: its sizes.
         mask2former: its sizes.
+        pyramid: its sizes.
         augmentation: of the network's training views.
         inference: sizes at which images are predicted.
         refine: post-processing.
@@ -306,6 +310,7 @@ class FmaSettings:
     network: Network = "deeplab"
     deeplab: DeepLabSettings = field(default_factory=DeepLabSettings)
     mask2former: Mask2FormerSettings = field(default_factory=Mask2FormerSettings)
+    pyramid: PyramidSettings = field(default_factory=PyramidSettings)
     augmentation: Augmentation = field(default_factory=Augmentation)
     inference: Inference = field(default_factory=Inference)
     refine: RefineSettings = field(default_factory=RefineSettings)
@@ -313,6 +318,11 @@ class FmaSettings:
     def __post_init__(self) -> None:
         if self.backgrounds is not None and not self.backgrounds:
             raise UserError("settings.backgrounds is empty; give at least one word, or null for the published ones.")
+        if self.on_embeddings and (self.inference.flip or self.inference.scales != (1.0,)):
+            raise UserError(
+                "settings.network is pyramid, which looks at the embedding of the whole image; leave out"
+                " inference.flip and inference.scales."
+            )
 
     @property
     def epsilons(self) -> Epsilons:
@@ -322,9 +332,16 @@ class FmaSettings:
         return Epsilons(0.0, 0.0, None)
 
     @property
-    def architecture(self) -> DeepLabSettings | Mask2FormerSettings:
+    def architecture(self) -> DeepLabSettings | Mask2FormerSettings | PyramidSettings:
         """Settings of the chosen network."""
+        if self.network == "pyramid":
+            return self.pyramid
         return self.deeplab if self.network == "deeplab" else self.mask2former
+
+    @property
+    def on_embeddings(self) -> bool:
+        """Whether the network looks at the segmenter's embeddings instead of pixels."""
+        return self.network == "pyramid"
 
     @property
     def for_fine(self) -> FmaSettings:

@@ -19,12 +19,11 @@ from weakly.data.images import read_image
 from weakly.errors import UserError
 from weakly.evaluation.scoring import BOXES, INSTANCES, PROPOSALS, Scoring
 from weakly.methods.base import Learner, Method, Panel, Score, Skipped, Workspace
-from weakly.methods.embedding import find_store
+from weakly.methods.embedding import EmbeddingSource, find_store
 from weakly.methods.fma.seeds import tags_of
 from weakly.methods.frozen import frozen_segmenter
 from weakly.methods.optimisation import Optimisation
 from weakly.methods.tables import Tables
-from weakly.methods.weaksam.detectors import EmbeddingSource
 from weakly.methods.weaksam.embedded import EmbeddedData, EmbeddedPredictor, embed
 from weakly.methods.weaksam.learner import WeakSamLearner
 from weakly.methods.weaksam.pipeline import STAGES, Pipeline

@@ -20,7 +20,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import paste_masks_in_image  # type: ignore[import-untyped]
 
 from weakly.errors import UserError
-from weakly.foundation.promptable import PromptableSegmenter
+from weakly.methods.embedding import EmbeddingSource
 from weakly.methods.optimisation import norm_parameters
 from weakly.methods.resnet import resnet_pyramid
 from weakly.methods.semantic_network import pad_to
@@ -85,28 +85,6 @@ class DetectorSettings(TwoStageSettings):
     def on_embeddings(self) -> bool:
         """Whether the detector looks at the segmenter's embeddings instead of pixels."""
         return self.backbone == "segmenter"
-
-
-@dataclass(frozen=True)
-class EmbeddingSource:
-    """Whose embeddings a detector looks at.
-
-    Attributes:
-        segmenter: the segmenter's name.
-        fingerprint: of its weights and preprocessing.
-        channels: K, of an embedding that are looked at, the first ones.
-        side: S of the segmenter's frame, in whose pixels boxes are.
-    """
-
-    segmenter: str
-    fingerprint: str
-    channels: int
-    side: int
-
-    @classmethod
-    def of(cls, segmenter: PromptableSegmenter) -> EmbeddingSource:
-        """That of a segmenter."""
-        return cls(segmenter.name, segmenter.fingerprint, segmenter.student_channels, segmenter.side)
 
 
 class Detections(NamedTuple):

@@ -1,26 +1,20 @@
 """Students on the frozen segmenter's embeddings: their training data, and whole images through them.
 
-A view is a whole image in the segmenter's frame of S x S pixels, as it is or mirrored; both are encoded once, and lie
-in the feature store. Symbols as in :mod:`weakly.methods.weaksam.detectors`.
+Views are those of :mod:`weakly.methods.embedded_views`, symbols those of :mod:`weakly.methods.weaksam.detectors`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
-import torch
-from torch.utils.data import Dataset as TorchDataset
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from weakly.data.dataset import Dataset
-from weakly.foundation.features import Features, FeatureStore
+from weakly.foundation.features import FeatureStore
 from weakly.foundation.promptable import Frame, PromptableSegmenter
-from weakly.labels import Sample
 from weakly.methods.base import ImageSource, Predictor, Skipped, Workspace
+from weakly.methods.embedded_views import EmbeddedViews, encode_views
 from weakly.methods.embedding import Embedded, Embedder
 from weakly.methods.frozen import check_segmenter
-from weakly.methods.stored_views import gather_views, image_views, store_views
 from weakly.methods.weaksam.augment import Target, Window, target_in
 from weakly.methods.weaksam.detectors import Detections, Detector
 from weakly.methods.weaksam.predictor import Inference, segmentation_of
@@ -29,40 +23,15 @@ from weakly.segmentation import Segmentation
 from weakly.vocabulary import Vocabulary
 
 
-@dataclass(frozen=True, eq=False)
-class EmbeddedData(TorchDataset[WeakSamBatch]):
-    """Embeddings of images with their pseudo instances, collated a batch at a time.
-
-    Without a seed, index i is image i as it is. With a seed, index ``v * n + i`` is view v of image i, mirrored or not
-    as (seed, v, i) decide.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EmbeddedData(EmbeddedViews):
+    """Embeddings of images with their pseudo instances.
 
     Attributes:
-        features: of the n images: as they are and, if there are two, mirrored.
-        samples: the n images.
         instances: of the n images; an image may have none.
-        frame: the segmenter's, of an image of a size (height, width).
-        flip: probability of a mirrored view.
-        seed: of random views; None: the images as they are.
-        skipped: images that could not be used and are not among the n.
     """
 
-    features: tuple[Features, ...]
-    samples: tuple[Sample, ...]
     instances: tuple[PseudoInstances, ...]
-    frame: Callable[[tuple[int, int]], Frame]
-    flip: float = 0.0
-    seed: int | None = None
-    skipped: tuple[Skipped, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def random_views(self, seed: int) -> EmbeddedData:
-        """The same images in random views."""
-        return replace(self, seed=seed)
-
-    def __getitem__(self, index: int) -> WeakSamBatch:
-        return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> WeakSamBatch:
         """The batch of these indices, in this order.
@@ -70,17 +39,10 @@ class EmbeddedData(TorchDataset[WeakSamBatch]):
         Raises:
             UserError: an image has another size than its pseudo masks.
         """
-        mirrored, rows = torch.tensor([self._mirrored(index) for index in indices]), torch.tensor(indices) % len(self)
-        embeddings = gather_views(self.features, mirrored, rows)
-        frames = [self.frame(self.samples[row].size) for row in rows.tolist()]
-        targets = [self._target(*each) for each in zip(rows.tolist(), frames, mirrored.tolist(), strict=True)]
+        embeddings, rows, mirrored = self.draw(indices)
+        frames = [self.frame(self.samples[row].size) for row in rows]
+        targets = [self._target(*each) for each in zip(rows, frames, mirrored, strict=True)]
         return WeakSamBatch(embeddings, [frame.content for frame in frames], targets)
-
-    def _mirrored(self, index: int) -> bool:
-        number, row = divmod(index, len(self))
-        if self.seed is None and number:
-            raise IndexError(f"index {index} of {len(self)} images")
-        return self.seed is not None and bool(np.random.default_rng((self.seed, number, row)).random() < self.flip)
 
     def _target(self, row: int, frame: Frame, mirrored: bool) -> Target:
         sample = self.samples[row]
@@ -101,18 +63,15 @@ def embed(data: WeakSamData, dataset: Dataset, segmenter: PromptableSegmenter, w
     Raises:
         UserError: the disk is full.
     """
-    rows = {sample.path: row for row, sample in enumerate(dataset)}
-    usable = dataset.select([rows[path] for path in data.images])
     flip = data.augmentation.flip
-    views = image_views((False, True) if flip > 0 else (False,))
-    stored = store_views(segmenter, usable, views, workspace, channels=segmenter.student_channels)
+    encoded = encode_views(segmenter, dataset, data.images, flip, workspace)
     return EmbeddedData(
-        stored.features,
-        tuple(usable[row] for row in stored.kept),
-        tuple(data.instances[row] for row in stored.kept),
-        segmenter.frame,
-        flip,
-        skipped=(*data.skipped, *stored.skipped),
+        features=encoded.features,
+        samples=encoded.samples,
+        frame=segmenter.frame,
+        flip=flip,
+        skipped=(*data.skipped, *encoded.skipped),
+        instances=tuple(data.instances[row] for row in encoded.kept),
     )
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from weakly.errors import UserError
+from weakly.methods.embedding import EmbeddingSource
 from weakly.methods.student_folder import from_plain
-from weakly.methods.weaksam.detectors import Detector, DetectorSettings, EmbeddingSource, FasterRcnn, MaskRcnn
+from weakly.methods.weaksam.detectors import Detector, DetectorSettings, FasterRcnn, MaskRcnn
 from weakly.methods.weaksam.mask2former import Mask2FormerSettings, build_mask2former, rebuild_mask2former
 from weakly.methods.weaksam.rt_detr import RtDetrSettings, build_rt_detr, rebuild_rt_detr
 
