@@ -2,7 +2,7 @@
 
 >>> from weakly import load, read_image
 >>> predictor = load("runs/menagerie")
->>> segmentation = predictor.predict_images([read_image("cat.jpg")])[0]
+>>> segmentation = predictor.predict_images([read_image("cat.jpg", upright=True)])[0]
 >>> segmentation.masks().shape, segmentation.labels
 """
 

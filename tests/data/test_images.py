@@ -48,6 +48,14 @@ def test_labels_see_the_stored_frame_and_people_the_upright_one(tmp_path: Path, 
     assert image_header(path).orientation == orientation
 
 
+def test_a_path_may_be_a_text(tmp_path: Path, save_image: Save) -> None:
+    """As `import weakly` shows it: read_image("cat.jpg")."""
+    path = save_image(tmp_path / "cat.png")
+    assert np.array_equal(read_image(str(path)), read_image(path))
+    with pytest.raises(UserError, match="There is no image file nowhere.jpg"):
+        read_image("nowhere.jpg")
+
+
 def test_nonsense_orientation_counts_as_upright(tmp_path: Path) -> None:
     assert image_header(with_orientation(tmp_path / "o.png", 42)).orientation == 1
 

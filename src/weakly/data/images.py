@@ -73,7 +73,7 @@ class ImageHeader:
 
 
 def read_image(
-    path: Path, *, mode: Literal["rgb", "index"] = "rgb", upright: bool = False, max_pixels: int = MAX_PIXELS
+    path: str | Path, *, mode: Literal["rgb", "index"] = "rgb", upright: bool = False, max_pixels: int = MAX_PIXELS
 ) -> NDArray[Any]:
     """Decode one image file.
 
@@ -91,7 +91,7 @@ def read_image(
     Raises:
         UserError: missing, not an image of these formats, truncated or damaged, over the cap, or not convertible.
     """
-    with _opened(path, max_pixels) as image:
+    with _opened(Path(path), max_pixels) as image:
         stretch = _grey_stretch(image)
         if upright:
             image = ImageOps.exif_transpose(image)  # noqa: PLW2901 - the opened file is closed by the context

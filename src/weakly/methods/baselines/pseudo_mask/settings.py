@@ -93,7 +93,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
                 "backbone_lr": 1.0,
             },
             "augmentation": {"crop": 128, "short": 192, "long": 768, "ratio": [0.67, 1.33]},
-            "inference": {"short": 256, "long": 512},
+            "inference": {"short": 192, "long": 768},  # as large as the views: what is seen at no other size
             # The bundled SAM is less sure of itself: with SAM's own thresholds it has no automatic mask at all.
             "automatic_masks": {"points_per_side": 16, "iou_threshold": 0.5, "stability_threshold": 0.7},
         },
