@@ -25,6 +25,7 @@ from weakly.methods.weaksam.proposals import (
     GRID,
     PointPrompts,
     Proposals,
+    box_votes,
     generate_proposals,
     load_proposals,
     mask_boxes,
@@ -176,6 +177,38 @@ def test_the_grid_suppresses_by_predicted_iou():
     assert widths == [24] * 4 + [4] * 4, "144 / 576 exceeds 0.2, 16 / 576 does not"
 
 
+def test_the_votes_of_a_box_are_the_overlaps_that_agree():
+    """IoU of the first two 8 / 12, of the second and third 6 / 14, of the others nothing."""
+    boxes = np.array([(0, 0, 10, 1), (2, 0, 12, 1), (6, 0, 16, 1), (50, 50, 60, 60)], np.float32)
+    assert box_votes(boxes, 0.5).tolist() == pytest.approx([1 + 8 / 12, 1 + 8 / 12, 1, 1])
+    assert box_votes(boxes, 0.25).tolist() == pytest.approx(
+        [1 + 8 / 12 + 4 / 16, 1 + 8 / 12 + 6 / 14, 1.25 + 6 / 14, 1]
+    )
+    assert box_votes(boxes[:0], 0.5).shape == (0,)
+
+
+def test_many_votes_are_counted_in_parts(monkeypatch):
+    corners = np.random.default_rng(0).uniform(0, 50, (40, 2)).astype(np.float32)
+    boxes = np.concatenate([corners, corners + 20], 1)
+    whole = box_votes(boxes, 0.4)
+    monkeypatch.setattr("weakly.methods.weaksam.proposals.VOTERS", 7)
+    np.testing.assert_allclose(box_votes(boxes, 0.4), whole, rtol=1e-6)
+
+
+def test_the_grid_may_rank_by_votes_and_keep_the_first():
+    """Large discs overlap with their neighbours and with the middle ones inside them: those amid the image most."""
+    grid = GridSettings(side=4, pred_iou=0, stability=0, nms=1, rank="votes", vote_iou=0.15)
+    votes = generate_proposals(Discs(), picture(), PointPrompts(), ProposalSettings(grid=grid))
+    by_iou = generate_proposals(Discs(), picture(), PointPrompts(), ProposalSettings(grid=replace(grid, rank="iou")))
+    assert len(votes) == len(by_iou) == 48
+    assert {tuple(box) for box in votes.boxes} == {tuple(box) for box in by_iou.boxes}
+    counted = box_votes(votes.boxes, 0.15)
+    assert (np.diff(counted) <= 1e-6).all(), "descending"
+    assert not np.array_equal(votes.boxes, by_iou.boxes)
+    first = generate_proposals(Discs(), picture(), PointPrompts(), ProposalSettings(grid=replace(grid, most=5)))
+    np.testing.assert_array_equal(first.boxes, votes.boxes[:5])
+
+
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory) -> SamSegmenter:
     return tiny_segmenter(tmp_path_factory.mktemp("sam"))
@@ -315,6 +348,9 @@ def test_the_digest_of_points_tells_what_decides_the_proposals():
         (ProposalSettings, {"prompts_per_batch": 0}, "prompts_per_batch"),
         (GridSettings, {"side": -1}, "grid.side"),
         (GridSettings, {"nms": math.nan}, "grid.nms"),
+        (GridSettings, {"rank": "size"}, "grid.rank"),
+        (GridSettings, {"vote_iou": 2.0}, "grid.vote_iou"),
+        (GridSettings, {"most": 0}, "grid.most"),
         (LoadSettings, {"min_side": -1}, "min_side"),
     ],
 )

@@ -91,7 +91,8 @@ def read_image(
     Raises:
         UserError: missing, not an image of these formats, truncated or damaged, over the cap, or not convertible.
     """
-    with _opened(Path(path), max_pixels) as image:
+    path = Path(path)
+    with _opened(path, max_pixels) as image:
         stretch = _grey_stretch(image)
         if upright:
             image = ImageOps.exif_transpose(image)  # noqa: PLW2901 - the opened file is closed by the context

@@ -9,30 +9,43 @@ from weakly.errors import UserError
 from weakly.foundation.mask_settings import LevelOf
 
 Joint = Literal["coarse", "fine"]
+Rank = Literal["iou", "votes"]
 
 
 @dataclass(frozen=True)
 class GridSettings:
     """The grid of points over the whole image; the defaults are WeakSAM's.
 
+    A segmenter whose predicted IoU tells little, such as the bundled one, still finds a thing from wherever it is
+    asked: ``rank: votes`` with both tests at 0 (ours).
+
     Attributes:
         side: points along each side; 32 is 1,024 prompts. 0: no grid.
         pred_iou: predicted IoU must exceed this.
         stability: least stability, the IoU of the mask at logits over +offset and over -offset, at full resolution.
         stability_offset: in logits.
-        nms: box IoU over which the mask of lower predicted IoU goes.
+        rank: which boxes come first, and suppress others: those of masks with the higher predicted ``iou``, or those
+            with more ``votes``, the sum of the IoU of all boxes of the grid that agree with them.
+        vote_iou: least box IoU at which boxes agree.
+        nms: box IoU over which the box of lower rank goes.
+        most: boxes of the grid that are kept, at most, the first ones; null: all.
     """
 
     side: int = 32
     pred_iou: float = 0.3
     stability: float = 0.3
     stability_offset: float = 1.0
+    rank: Rank = "iou"
+    vote_iou: float = 0.5
     nms: float = 0.3
+    most: int | None = None
 
     def __post_init__(self) -> None:
+        _require(self.rank in {"iou", "votes"}, "grid.rank", self.rank, "iou or votes")
+        _require(self.most is None or self.most >= 1, "grid.most", self.most, "at least 1, or null")
         _require(self.side >= 0, "grid.side", self.side, "a whole number of at least 0")
         _require(self.stability_offset >= 0, "grid.stability_offset", self.stability_offset, "a number of at least 0")
-        for name in ("pred_iou", "stability", "nms"):
+        for name in ("pred_iou", "stability", "vote_iou", "nms"):
             _require(0 <= getattr(self, name) <= 1, f"grid.{name}", getattr(self, name), "a fraction in [0, 1]")
 
 
