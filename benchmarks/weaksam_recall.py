@@ -8,7 +8,10 @@ No detector is needed. Records go into the run's metrics.json; `collect_results.
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -21,27 +24,34 @@ from weakly.evaluation.records import Record, update_records
 from weakly.evaluation.scoring import PROPOSALS
 from weakly.methods.base import Score
 from weakly.methods.weaksam.pipeline import Pipeline
+from weakly.methods.weaksam.proposal_settings import GridSettings
 from weakly.methods.weaksam.stages import Stages
 
-GRIDS = ((8, 0.3), (8, 0.5), (16, 0.7))
-"""Points along each side, and the box IoU over which a mask of the grid goes."""
+GRIDS = (
+    GridSettings(side=8, pred_iou=0.0, stability=0.0, rank="votes", nms=0.5, most=50),
+    GridSettings(side=8, nms=0.3),
+    GridSettings(side=8, nms=0.5),
+    GridSettings(side=16, nms=0.7),
+)
+"""The recipe's, and the published rule at several densities."""
 
 
-def score_proposals(run: Path, split: str = "train", grids: tuple[tuple[int, float], ...] = GRIDS) -> int:
+def score_proposals(
+    run: Path, split: str = "train", grids: tuple[GridSettings, ...] = GRIDS, selective_search: bool = True
+) -> int:
     """Score the proposals of every grid, with those of the clues' points, and Selective Search's.
 
     Args:
         run: folder of a run whose proposals are made.
         split: scored; its true tags are known.
-        grids: [[side, IoU], ...].
+        grids: e.g. ``'[{side: 8, nms: 0.5}]'``.
+        selective_search: score it too.
     """
     opened = open_run(run)
-    command = f"python benchmarks/weaksam_recall.py {run}" + (f" --split {split}" if split != "train" else "")
-    command += f" --grids '{[list(grid) for grid in grids]}'" if grids != GRIDS else ""
-    forms: list[tuple[str | None, tuple[Override, ...]]] = [(None, (("settings.proposals_by", "selective-search"),))]
-    for side, iou in grids:
-        grid = (("settings.proposals.grid.side", str(side)), ("settings.proposals.grid.nms", str(iou)))
-        forms.append((f"grid of {side} x {side}, NMS {iou:g}", grid))
+    command = " ".join(["python", "benchmarks/weaksam_recall.py", *(shlex.quote(word) for word in sys.argv[1:])])
+    forms: list[tuple[str | None, tuple[Override, ...]]] = [(told(grid), overrides_of(grid)) for grid in grids]
+    if selective_search:
+        forms.append((None, (("settings.proposals_by", "selective-search"),)))
     records: list[Record] = []
     for setting, overrides in forms:
         recipe = load_recipe(opened.recipe_file, overrides)
@@ -60,6 +70,17 @@ def score_proposals(run: Path, split: str = "train", grids: tuple[tuple[int, flo
         print(record.method, setting or "", _told(record), flush=True)
         update_records(opened.metrics, records)
     return 0
+
+
+def told(grid: GridSettings) -> str:
+    """What a record calls a grid."""
+    votes = f", {'all' if grid.most is None else grid.most} by votes" if grid.rank == "votes" else ""
+    return f"grid of {grid.side} x {grid.side}, NMS {grid.nms:g}{votes}"
+
+
+def overrides_of(grid: GridSettings) -> tuple[Override, ...]:
+    """The recipe's options that ask for a grid."""
+    return tuple((f"settings.proposals.grid.{name}", json.dumps(value)) for name, value in asdict(grid).items())
 
 
 def _told(record: Record) -> str:

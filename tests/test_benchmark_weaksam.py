@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
 
+from weakly.engine.recipe import load_recipe
 from weakly.methods.weaksam.proposals import Proposals
 
 torch.set_num_threads(1)
@@ -95,3 +96,18 @@ def test_help_and_user_errors(weaksam, tmp_path, capsys):
     for wrong in (["--segmenter", str(tmp_path / "absent.pth")], ["--images", "0"]):
         assert weaksam.main(wrong) == 2
         assert capsys.readouterr().err.strip().count("\n") == 0
+
+
+def test_a_grid_of_the_recall_benchmark_is_what_its_overrides_ask_for(weaksam):
+    import weaksam_recall
+
+    assert [weaksam_recall.told(grid) for grid in weaksam_recall.GRIDS] == [
+        "grid of 8 x 8, NMS 0.5, 50 by votes",
+        "grid of 8 x 8, NMS 0.3",
+        "grid of 8 x 8, NMS 0.5",
+        "grid of 16 x 16, NMS 0.7",
+    ]
+    recipe = BENCHMARKS.parent / "recipes" / "weaksam" / "menagerie-boxes.yaml"
+    assert load_recipe(recipe, ()).settings.proposals.grid == weaksam_recall.GRIDS[0]
+    for grid in weaksam_recall.GRIDS:
+        assert load_recipe(recipe, weaksam_recall.overrides_of(grid)).settings.proposals.grid == grid

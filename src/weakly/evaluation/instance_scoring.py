@@ -15,7 +15,7 @@ from weakly.evaluation.proposals import proposal_recall
 from weakly.segmentation import Segmentation
 from weakly.vocabulary import Vocabulary
 
-RECALL_AT = (10, 30, 50, 100, 150, 300, 1000, None)
+RECALL_AT = (5, 10, 15, 25, 30, 50, 75, 100, 150, 300, 1000, None)
 """First proposals of an image that count; None: all."""
 
 
