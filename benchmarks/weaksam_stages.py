@@ -10,6 +10,7 @@ No student is needed. Records go into the run's metrics.json; `collect_results.p
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,26 +27,30 @@ from weakly.methods.base import find_method
 MODES = ("top1", "threshold", "released", "published", "adaptive")
 """Rules of pseudo truth (spec weaksam, section 4)."""
 
-FORMS: tuple[tuple[str, str | None, tuple[Override, ...]], ...] = (
+Form = tuple[str, str | None, tuple[Override, ...]]
+
+YARDSTICK: Form = ("proposals", None, (("settings.proposals_by", "selective-search"),))
+
+FORMS: tuple[Form, ...] = (
     ("proposals", None, ()),
-    ("proposals", None, (("settings.proposals_by", "selective-search"),)),
     ("wsod", None, ()),
     *(("pseudo-truth", mode, (("settings.pseudo_truth.mode", mode),)) for mode in MODES),
 )
 """Stage, what its record calls the setting, and what changes in the recipe."""
 
 
-def score_stages(run: Path, split: str = "train") -> int:
+def score_stages(run: Path, split: str = "train", selective_search: bool = True) -> int:
     """Score every stage of a run on a split with tags and true boxes.
 
     Args:
         run: folder of a run whose weakly supervised detector is trained.
         split: scored; the training split, whose tags the stages know.
+        selective_search: score it too; on one core it needs most of a second per image.
     """
     opened = open_run(run)
-    command = f"python benchmarks/weaksam_stages.py {run}"
+    command = " ".join(["python", "benchmarks/weaksam_stages.py", *(shlex.quote(word) for word in sys.argv[1:])])
     records: list[Record] = []
-    for row, setting, overrides in FORMS:
+    for row, setting, overrides in (*FORMS, *([YARDSTICK] if selective_search else [])):
         recipe = load_recipe(opened.recipe_file, overrides)
         dataset = open_split(recipe.data, split)
         found = find_method(recipe.method).references(recipe.settings, dataset, workspace(opened, recipe))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from weakly.errors import UserError
 from weakly.evaluation.records import read_records
 from weakly.foundation.sam import SamSegmenter
 from weakly.methods.weaksam import pipeline
+from weakly.methods.weaksam.proposal_settings import GridSettings
 
 RECIPE = """\
 method: weaksam
@@ -243,7 +245,8 @@ def test_benchmarks_score_the_stages_of_an_unfinished_run(
     weaksam_recipe.write_text(text)
     run = work / "run"
     assert main(["fit", str(weaksam_recipe), "--until", "proposals", "--out", "run"]) == DONE
-    assert recall.score_proposals(run, "train", ((2, 0.3), (4, 0.9))) == 0
+    loose = GridSettings(side=2, pred_iou=0.0, stability=0.0)
+    assert recall.score_proposals(run, "train", (loose, replace(loose, side=4, nms=0.9))) == 0
     dense = ("selective-search", None), ("weaksam", "grid of 2 x 2, NMS 0.3"), ("weaksam", "grid of 4 x 4, NMS 0.9")
     records = read_records(run / "metrics.json")
     assert {(r.method, r.setting) for r in records} == set(dense)
