@@ -34,6 +34,15 @@ def test_recipes_are_found_by_their_names(method: str) -> None:
         assert load_recipe(path).method == method
 
 
+def test_the_recipe_that_others_add_to_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["world-tags", "world-tags-plus", "sea-boxes", "sea-tags"]
+    monkeypatch.setattr("weakly.engine.bundled.bundled_recipes", lambda _: {name: tmp_path / name for name in names})
+    assert recipe_for("fma", "world").name == "world-tags"
+    assert recipe_for("fma", "world-tags-plus").name == "world-tags-plus"
+    with pytest.raises(UserError, match="There is no data 'sea' for fma"):
+        recipe_for("fma", "sea")
+
+
 def test_files_and_folders_of_ones_own(work: Path, recipe_file: Path) -> None:
     assert recipe_for("wps", str(recipe_file)) == Chosen("tiny", recipe_file)
     (work / "mine").mkdir()

@@ -48,17 +48,18 @@ def recipe_for(method: str, data: str) -> Chosen:
 
     Args:
         method: its name.
-        data: name of a bundled recipe, or its first words where no other begins with them (``menagerie`` for
-            ``menagerie-tags``); else a recipe file; else a folder in COCO's layout, for which the method's ``coco``
-            recipe is taken.
+        data: name of a bundled recipe, or its first words where others that begin with them only add to it
+            (``menagerie`` for ``menagerie-tags``, beside ``menagerie-tags-plus``); else a recipe file; else a folder in
+            COCO's layout, for which the method's ``coco`` recipe is taken.
 
     Raises:
         UserError: it is none of these, or the method has no recipe for COCO's layout.
     """
     known = bundled_recipes(method)
     fitting = [data] if data in known else [name for name in known if name.startswith(f"{data}-")]
-    if len(fitting) == 1:
-        return Chosen(fitting[0], known[fitting[0]])
+    shortest = min(fitting, key=len, default=data)
+    if fitting and all(f"{name}-".startswith(f"{shortest}-") for name in fitting):
+        return Chosen(shortest, known[shortest])
     path = Path(data)
     if path.is_file() and path.suffix in (".yaml", ".yml"):
         return Chosen(path.stem, path)
