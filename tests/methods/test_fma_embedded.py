@@ -132,7 +132,7 @@ def test_a_label_map_of_another_size_is_one_sentence(models: Path, dataset: Data
 def test_images_are_encoded_once_and_mirrored_ones_once_more(
     models: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flip: float, encodings: int
 ) -> None:
-    """Beside the masks of the seeds, whose crops are other pictures: here seeds are made without any."""
+    """By the student: automatic masks encode crops of their own, so here the seeds are made without any."""
     encoded: list[int] = []
     encode = SamSegmenter.encode
     monkeypatch.setattr(SamSegmenter, "encode", lambda self, x: (encoded.append(len(x)), encode(self, x))[1])

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -23,8 +23,6 @@ from weakly.foundation.promptable import Frame, PromptableSegmenter
 from weakly.labels import Sample
 from weakly.methods.base import Skipped, Workspace
 from weakly.methods.stored_views import gather_views, image_views, store_views
-
-Views = TypeVar("Views", bound="EmbeddedViews")
 
 
 class Encoded(NamedTuple):

@@ -62,8 +62,8 @@ class RegionSettings:
         nms: regions of one category that overlap a better one with a larger IoU do not ask.
         detections: regions of an image that ask, at most.
         looks: times that regions are examined in prediction, from the second on where the look before moved them.
-        samples: points along a side of each of a region's 7 x 7 cells, of which the cell is the mean. On a CPU, a
-            student of the bundled world's sizes trains in two thirds of the time with one.
+        samples: points along a side of each of a region's 7 x 7 cells, of which the cell is the mean. One is
+            faster to train on a CPU.
     """
 
     width: int = 256
