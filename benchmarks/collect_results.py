@@ -53,7 +53,7 @@ def stages(records: Sequence[Record]) -> str:
     alone are one row, of means and, behind a sign, sample standard deviations.
     """
     seeds = {record.seed for record in records if record.seed is not None}
-    words = [name for name in WORDS if name != "seed" and len({getattr(r, name) for r in records} - {None}) > 1]
+    words = [name for name in WORDS if name != "seed" and differs(records, name)]
     rows: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         rows.setdefault(tuple(getattr(record, name) for name in words), []).append(record)
@@ -67,10 +67,11 @@ def stages(records: Sequence[Record]) -> str:
         cells += [spread([figure(record, name) for record in row]) for name in figures]
         lines.append("| " + " | ".join(cells) + " |")
     shared = [f"{word} {first_of(records, name)}" for name, word in WORDS.items() if name not in (*words, "seed")]
-    shared = [words for words in shared if not words.endswith(" -")]
+    shared = [words for words in shared if not words.endswith(" -") and not words.startswith("weights ")]
     named = f"seeds {', '.join(map(str, sorted(seeds)))}" if len(seeds) > 1 else f"seed {first_of(records, 'seed')}"
     segmenter = first_of(records, "segmenter")
-    about = f"{records[0].data} at {records[0].resolution}" + (f", segmenter `{segmenter}`" if segmenter != "-" else "")
+    about = f"{records[0].data} at {records[0].resolution}"
+    about += f", segmenter {segmenters(records)}" if segmenter != "-" else ""
     commands = ", ".join(f"`{command}`" for command in dict.fromkeys(record.command for record in records))
     lines += ["", f"{', '.join([about, *shared, named])}. In percent. Written by {commands}."]
     return "\n".join(lines)
@@ -101,12 +102,28 @@ WORDS = {
     "method": "method",
     "preset": "preset",
     "supervision": "labels",
+    "segmenter_weights": "weights",
     "setting": "setting",
     "split": "split",
     "images": "images",
     "seed": "seed",
 }
 """Fields of a record that tell it from others, and what tables call them."""
+
+
+def differs(records: Sequence[Record], name: str) -> bool:
+    """Whether a field has several values; weights that are not named are others than those that are."""
+    if name == "segmenter_weights":
+        return len({record.segmenter_weights for record in records if record.segmenter}) > 1
+    return len({getattr(record, name) for record in records} - {None}) > 1
+
+
+def segmenters(records: Sequence[Record]) -> str:
+    """The records' segmenter, and where one file holds its weights, how the hash of that file begins."""
+    found = dict.fromkeys(record.segmenter_weights for record in records if record.segmenter)
+    named = [f"`{weights}`" for weights in found if weights]
+    told = ", ".join([*named, *(["others not named"] if None in found else [])])
+    return f"`{first_of(records, 'segmenter')}`" + (f" (weights {told})" if named else "")
 
 
 def first_of(records: Sequence[Record], name: str) -> str:
@@ -147,7 +164,7 @@ def table(records: Sequence[Record]) -> str:
     lines.append("")
     lines.append(
         f"{first.data}, split `{first.split}`, {first.images} images at {first.resolution}, "
-        f"segmenter `{first.segmenter}`, seed {records[-1].seed}. In percent. Written by {commands}."
+        f"segmenter {segmenters(records)}, seed {records[-1].seed}. In percent. Written by {commands}."
     )
     return "\n".join(lines)
 

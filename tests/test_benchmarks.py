@@ -344,3 +344,17 @@ def test_runs_that_differ_in_their_seeds_are_one_row_with_its_spread() -> None:
     assert "seeds 1, 2." in text
     with pytest.raises(UserError, match="differ in nothing"):
         collect_results.stages([*records, record("b", 2, 0.5)])
+
+
+def test_a_table_tells_figures_on_different_weights_apart() -> None:
+    collect_results = load_benchmark("collect_results")
+
+    def record(method: str, miou: float, weights: str | None, segmenter: str | None = "bundled") -> Record:
+        known = {"data": "d", "split": "val", "images": 2, "command": "c", "segmenter": segmenter}
+        return Record(method=method, miou=miou, segmenter_weights=weights, **known)
+
+    same = collect_results.stages([record("a", 0.1, "abc"), record("b", 0.2, "abc"), record("c", 0.3, None, None)])
+    assert "| method | miou |" in same and "segmenter `bundled` (weights `abc`)" in same
+    mixed = collect_results.stages([record("a", 0.1, "abc"), record("b", 0.2, None)])
+    assert "| a | abc | 10.0 |" in mixed and "| b | - | 20.0 |" in mixed
+    assert "(weights `abc`, others not named)" in mixed

@@ -81,7 +81,7 @@ def test_tags_to_masks_through_fit_evaluate_and_predict(
         for split, images in (("val", 3), ("train", 6))
     }
     assert all(0 <= r.miou == r.protocols["semantic"]["miou"] <= 1 for r in records)
-    assert {r.segmenter is None for r in records if r.method == "clip-es"} == {True}
+    assert {(r.segmenter, r.segmenter_weights) for r in records if r.method == "clip-es"} == {(None, None)}
     assert "seeds" in (work / "run" / "metrics.json").read_text()
     assert (work / "run" / "report.html").is_file()
     assert len(list((work / "run" / "seeds" / "fine").iterdir())) == 9

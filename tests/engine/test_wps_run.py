@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,8 @@ def test_every_image_is_encoded_once_by_all_commands_together(
     assert {(r.method, r.supervision, r.row) for r in records} == {
         ("wps", "box", "final"), ("wps", "box", "best"), ("oracle", "box", "final"), ("oracle", "point", "final"),
     }  # fmt: skip
+    weights = hashlib.sha256((Path(str(records[0].segmenter)) / "model.safetensors").read_bytes()).hexdigest()
+    assert {r.segmenter_weights for r in records} == {weights[:12]}, "a figure names the weights it hangs on"
     root = Path(load_recipe(wps_recipe).features.root)
     assert len(list((root / "references").iterdir())) == 2, "both runs share the two upper bounds"
     assert main(["features", "verify", "--root", str(root)]) == DONE

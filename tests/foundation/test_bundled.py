@@ -8,18 +8,19 @@ import re
 import pytest
 import torch
 
-from weakly.foundation import clip, clipseg, sam
+from weakly.foundation import clip, clipseg
 from weakly.foundation.pretraining import clip_command, clipseg_command, release
 from weakly.foundation.pretraining.clip_command import load_released
 from weakly.foundation.pretraining.clip_measure import measure_tags, world_tags
 from weakly.foundation.pretraining.clipseg_measure import measure_names, world_objects
 from weakly.foundation.pretraining.measure import measure_prompts, world_parts
 from weakly.foundation.sam import load_segmenter
+from weakly.foundation.weights import BUNDLED_SAM
 
 torch.set_num_threads(1)
 
 WEIGHTS = {
-    "sam": sam.BUNDLED / "model.safetensors",
+    "sam": BUNDLED_SAM / "model.safetensors",
     "clip": clip.BUNDLED / "model.safetensors",
     "clipseg": clipseg.BUNDLED / "decoder.safetensors",
 }
@@ -42,7 +43,7 @@ def test_limits_are_those_of_the_package():
 
 def test_the_sam_does_what_its_card_says():
     """On 20 of the card's unseen worlds: broken weights or preprocessing would cost far more than the tolerance."""
-    card = (sam.BUNDLED / "README.md").read_text()
+    card = (BUNDLED_SAM / "README.md").read_text()
     ((box, point),) = re.findall(r"\| parts of unseen Menagerie worlds \| \d+ \| \d+ \| ([\d.]+) \| ([\d.]+) \|", card)
     scores = measure_prompts(load_segmenter("bundled"), world_parts(20))
     assert abs(scores.box - float(box)) < 0.05

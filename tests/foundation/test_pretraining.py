@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -32,11 +33,12 @@ from weakly.foundation.pretraining.prompts import (
     photometric,
     tight_boxes,
 )
-from weakly.foundation.pretraining.recipe import SamStage, SamTraining
+from weakly.foundation.pretraining.recipe import RECIPES, SamStage, SamTraining
 from weakly.foundation.pretraining.release import release_sam
 from weakly.foundation.pretraining.sam import all_masks, prompt_tokens, sam_loss, train_sam, training_losses
 from weakly.foundation.sam import SamSegmenter, load_segmenter
 from weakly.foundation.small_sam import SmallSamConfig, build_small_sam
+from weakly.foundation_commands import foundation_train_sam
 from weakly.labels import Boxes, Sample
 from weakly.vocabulary import Vocabulary
 
@@ -154,6 +156,20 @@ class TestPrompts:
         levels = np.concatenate([np.zeros((1, 3, 64, 64), np.uint8), leaves.levels[:1]])
         batch = draw_batch(np.random.default_rng(0), [(PictureBank(images, levels), 1.0)], 64, 6, 2)
         assert batch.pixels.max() <= 0.5
+
+    def test_a_share_of_the_pictures_is_shown_whole(self):
+        image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+        levels = np.zeros((1, 3, 64, 64), np.uint8)
+        levels[:, 1, 20:28, 30:38] = 1  # 8 px close up are at most 40 px of the picture
+        values = torch.from_numpy(np.sort(image.reshape(-1)))
+
+        def seen_whole(share: float) -> int:
+            batch = draw_batch(np.random.default_rng(5), [(PictureBank(image, levels), 1.0)], 64, 24, 2, whole=share)
+            drawn = (batch.pixels * 255).round().to(torch.uint8).flatten(1).sort(1).values
+            return int((drawn == values).all(1).sum())
+
+        assert [seen_whole(share) for share in (0.0, 1.0)] == [0, 24]
+        assert 4 <= seen_whole(0.4) <= 16
 
     @given(st.integers(0, 2**32 - 1))
     def test_points_lie_inside_any_mask(self, seed):
@@ -387,6 +403,13 @@ class TestRelease:
             segmenter.model.shared_image_embedding.positional_embedding,
         )
 
+    def test_the_card_names_the_weights_it_went_on_from(self, segmenter, tmp_path):
+        first = release_sam(segmenter.model, tmp_path / "first", CONFIG, TRAINING, {}, {})
+        second = release_sam(segmenter.model, tmp_path / "second", CONFIG, TRAINING, {}, {}, first)
+        started = hashlib.sha256((first / "model.safetensors").read_bytes()).hexdigest()
+        assert f"from the weights whose SHA-256 is `{started}`" in (second / "README.md").read_text()
+        assert "from the weights" not in (first / "README.md").read_text()
+
     def test_too_large_a_file_is_not_written(self, segmenter, tmp_path, monkeypatch):
         monkeypatch.setattr(release, "MAX_BYTES", 1000)
         with pytest.raises(WeaklyError, match="keep it under 1,000"):
@@ -438,5 +461,9 @@ def test_a_compiled_step_has_the_losses_of_an_ordinary_one(leaves):
 
 
 def test_an_unknown_recipe_is_named(tmp_path):
-    with pytest.raises(UserError, match="no recipe 'tpu'.*cpu, gpu"):
+    with pytest.raises(UserError, match="no recipe 'tpu'.*cpu, cpu-more, gpu"):
         make_sam(tmp_path, recipe="tpu")
+
+
+def test_the_command_takes_every_recipe_there_is():
+    assert get_args(get_type_hints(foundation_train_sam)["recipe"]) == tuple(RECIPES)

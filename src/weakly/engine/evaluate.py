@@ -30,6 +30,7 @@ from weakly.evaluation.coco_results import read_coco_results
 from weakly.evaluation.records import Record, update_records
 from weakly.evaluation.scoring import Scoring
 from weakly.files import write_json
+from weakly.foundation.weights import weights_digest
 from weakly.labels import Sample
 from weakly.methods.base import ImageSource, Method, Score, Skipped, Workspace, find_method
 from weakly.segmentation import Segmentation
@@ -154,7 +155,7 @@ def _evaluate(
         scored = _score_student(run, recipe, method, dataset, space, changes)
     else:
         row, label = "final", f"{dataset.split}-{name or results.stem}"
-        common |= {"method": name or results.stem, "segmenter": None}
+        common |= {"method": name or results.stem, **_segmenter_fields(None)}
         scored = _score(dataset, _read_results(results, whole, dataset), recipe, f"scoring {results.name}")
     _store(run, label, scored)
     records = [_record({**common, "row": row}, scored)]
@@ -182,9 +183,9 @@ def score_reference(
         preset: likewise; that of the recipe where the run's own student is scored.
     """
     bound = _reference(score, recipe, dataset, workspace(run, recipe))
-    known: dict[str, Any] = {
-        key: score.extra[key] for key in ("row", "setting", "segmenter", "published") if key in score.extra
-    }
+    known: dict[str, Any] = {key: score.extra[key] for key in ("row", "setting", "published") if key in score.extra}
+    if "segmenter" in score.extra:
+        known |= _segmenter_fields(score.extra["segmenter"])
     named: dict[str, Any] = {"method": score.method, "supervision": score.supervision, "row": "final", **known}
     setting = named.get("setting") or bound.fields.get("setting")
     label = reference_label(dataset.split, score.method, score.supervision, named["row"], setting)
@@ -321,7 +322,7 @@ def _store(run: Run, label: str, scored: _Scored) -> None:
 
 def _common_fields(recipe: Recipe, dataset: Dataset, command: str) -> dict[str, Any]:
     return {
-        "segmenter": getattr(recipe.settings, "segmenter", None),
+        **_segmenter_fields(getattr(recipe.settings, "segmenter", None)),
         "data": dataset.name,
         "split": dataset.split,
         "resolution": _resolution(dataset),
@@ -329,6 +330,11 @@ def _common_fields(recipe: Recipe, dataset: Dataset, command: str) -> dict[str, 
         "command": command,
         "version": package_version(),
     }
+
+
+def _segmenter_fields(segmenter: str | None) -> dict[str, str | None]:
+    weights = None if segmenter is None else weights_digest(segmenter)
+    return {"segmenter": segmenter, "segmenter_weights": weights}
 
 
 def _resolution(dataset: Dataset) -> str:

@@ -34,6 +34,7 @@ class Record:
         row: stage or table row, e.g. ``"final"``.
         setting: ``"pred-all"`` or ``"oracle-obj"``.
         segmenter: the frozen promptable segmenter.
+        segmenter_weights: first digits of the SHA-256 of its file of weights, where it is a local one.
         data: name of the data set.
         split: split of the data set.
         images: number of images scored.
@@ -69,6 +70,7 @@ class Record:
     row: str | None = None
     setting: str | None = None
     segmenter: str | None = None
+    segmenter_weights: str | None = None
     resolution: int | str | None = None
     seed: int | None = None
     seconds: float | None = None

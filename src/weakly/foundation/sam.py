@@ -26,8 +26,7 @@ from weakly.foundation.sam_checkpoint import load_small, sam_from_state
 from weakly.foundation.sam_decoding import decode_wanted
 from weakly.foundation.sam_family import SamFamilySegmenter
 from weakly.foundation.sam_hq import SamHqSegmenter
-
-BUNDLED = Path(__file__).parent / "bundled" / "sam"
+from weakly.foundation.weights import BUNDLED_SAM
 
 LIBRARY: dict[str, Any] = {
     "sam": SamModel,
@@ -118,7 +117,7 @@ def load_segmenter(name: str, *, pad: Pad = "sam", device: str = "cpu") -> Promp
     Raises:
         UserError: there is no such file or model, it is no segmenter, or it has no such padding.
     """
-    path = BUNDLED if name == "bundled" else Path(name)
+    path = BUNDLED_SAM if name == "bundled" else Path(name)
     if (path / "small_sam.json").is_file():
         segmenter: PromptableSegmenter = SamSegmenter(load_small(path), name, pad)
     elif path.suffix in {".pth", ".pt"}:

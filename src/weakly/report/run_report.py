@@ -144,7 +144,9 @@ def _facts(loaded: Sequence[_Loaded], records: Sequence[ScoreRecord]) -> list[tu
     facts: list[tuple[str, str]] = []
     if last is not None:
         facts += [("method", record_name(last))] if len(loaded) == 1 else []
-        facts += [(key, str(last[key])) for key in ("data", "split", "images", "segmenter") if last.get(key)]
+        named = {"segmenter_weights": "its weights (SHA-256)"}
+        keys = ("data", "split", "images", "segmenter", "segmenter_weights")
+        facts += [(named.get(key, key), str(last[key])) for key in keys if last.get(key)]
     for each in loaded:
         seconds = each.info.get("seconds")
         label = "trained" if len(loaded) == 1 else f"trained {each.name}"

@@ -89,11 +89,11 @@ def make_sam(
         report=lambda step, _: progress("training", step, training.total_steps),
     )
     pictures = {"dead-leaves pictures": len(banks["leaves"]), "Menagerie worlds": len(banks["worlds"])}
-    release_sam(model, out / "sam", config, training, pictures, {})
+    release_sam(model, out / "sam", config, training, pictures, {}, start)
     # Measured as released: fp16 weights read back from the folder.
     segmenter = load_segmenter(str(out / "sam"), device=device)
     scores = measure(segmenter, measured, size, photographs)
-    release_sam(model, out / "sam", config, training, pictures, scores)
+    release_sam(model, out / "sam", config, training, pictures, scores, start)
     return scores
 
 

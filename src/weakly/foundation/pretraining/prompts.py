@@ -20,9 +20,6 @@ from weakly.foundation.promptable import PIXEL_MEAN, PIXEL_STD
 LEVEL_WEIGHTS = (0.2, 0.65, 0.15)
 """How often a prompt asks for a whole, a part, a sub-part."""
 
-FULL_PICTURE = 0.4
-"""Fraction of the pictures shown whole; the others are close-ups of one region."""
-
 
 @dataclass(frozen=True, eq=False)
 class PromptBatch:
@@ -59,9 +56,13 @@ def draw_batch(
     size: int,
     pictures: int,
     prompts: int,
+    *,
+    whole: float = 0.4,
     min_area: int = 24,
 ) -> PromptBatch:
     """``pictures`` crops at ``size`` pixels with ``prompts`` masks each; each bank with its probability.
+
+    A fraction ``whole`` of the pictures is shown whole; the others are close-ups of one region.
 
     A crop with fewer regions repeats them (the prompts differ), so that every batch has the same shape.
     """
@@ -74,7 +75,7 @@ def draw_batch(
     while len(images) < pictures:
         bank = banks[int(rng.choice(len(banks), p=shares))][0]
         row = int(rng.integers(len(bank)))
-        image, levels = _crop(rng, bank.images[row], bank.levels[row], size, min_area)
+        image, levels = _crop(rng, bank.images[row], bank.levels[row], size, whole, min_area)
         chosen = _choose(rng, levels, prompts, min_area)
         if not chosen:
             continue
@@ -120,7 +121,7 @@ class StepBatches(Dataset[PromptBatch]):
         banks = [(self.leaves, 1.0)]
         if self.worlds is not None:
             banks = [(self.leaves, 1 - stage.worlds), (self.worlds, stage.worlds)]
-        drawn = draw_batch(rng, banks, stage.size, stage.pictures, stage.prompts)
+        drawn = draw_batch(rng, banks, stage.size, stage.pictures, stage.prompts, whole=self.training.whole_pictures)
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
         return replace(
             drawn,
@@ -131,11 +132,16 @@ class StepBatches(Dataset[PromptBatch]):
 
 
 def _crop(
-    rng: np.random.Generator, image: NDArray[np.uint8], levels: NDArray[np.uint8], size: int, min_area: int
+    rng: np.random.Generator,
+    image: NDArray[np.uint8],
+    levels: NDArray[np.uint8],
+    size: int,
+    whole: float,
+    min_area: int,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """A square crop resized to ``size``: the whole picture or a close-up; mirrored, sometimes turned."""
     full = image.shape[0]
-    y, x, side = (0, 0, full) if rng.random() < FULL_PICTURE else _close_up(rng, levels, min_area)
+    y, x, side = (0, 0, full) if rng.random() < whole else _close_up(rng, levels, min_area)
     image, levels = image[y : y + side, x : x + side], levels[:, y : y + side, x : x + side]
     if side != size:
         shrink = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR

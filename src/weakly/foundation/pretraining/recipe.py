@@ -28,6 +28,7 @@ class SamTraining(StagedTraining[SamStage]):
 
     Attributes:
         box_share: fraction of prompts that are boxes; the others are points.
+        whole_pictures: fraction of the pictures shown whole; the others are close-ups of one region.
         grouping: weight of the encoder's dense loss.
     """
 
@@ -40,14 +41,18 @@ class SamTraining(StagedTraining[SamStage]):
     warmup: int = 100
     weight_decay: float = 0.01
     box_share: float = 0.6
+    whole_pictures: float = 0.4
     grouping: float = 0.5
 
 
 RECIPES: dict[str, SamTraining] = {
     "cpu": SamTraining(bf16=True),
+    "cpu-more": SamTraining(stages=(SamStage(256, 7000, worlds=0.85, pictures=4),), lr=6e-4, whole_pictures=0.6),
     "gpu": SamTraining(stages=(SamStage(256, 10_000, pictures=48, prompts=12),), lr=1e-3, warmup=500, bf16=True),
 }
-"""By where they fit: two CPU cores (with bf16 instructions) for an hour and a half, one GPU for half an hour."""
+"""By where they fit: two CPU cores (with bf16 instructions) for an hour and a half; as long again for weights that are
+started from, at full size and in fp32, which compiled is faster where bf16 has no matrix units; one GPU for half an
+hour."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from weakly.foundation.pretraining.measure import PromptScores
 from weakly.foundation.pretraining.recipe import SamTraining
 from weakly.foundation.small_sam import SmallSamConfig
 
+WEIGHTS = "model.safetensors"
+
 MAX_BYTES = 16_000_000
 """The bundled SAM's share of the package."""
 
@@ -28,6 +30,7 @@ def release_sam(
     training: SamTraining,
     pictures: dict[str, int],
     scores: dict[str, PromptScores],
+    started: Path | None = None,
 ) -> Path:
     """Write ``small_sam.json``, ``model.safetensors`` (fp16) and ``README.md`` to ``folder``, each atomically.
 
@@ -38,6 +41,7 @@ def release_sam(
         training: the recipe it was trained with.
         pictures: how many pictures of each source it saw.
         scores: figures by data set, for the card.
+        started: folder in the same form whose weights the training went on from.
 
     Raises:
         WeaklyError: the file would exceed 16 MB.
@@ -54,10 +58,10 @@ def release_sam(
     if len(payload) > MAX_BYTES:
         raise WeaklyError(f"The bundled SAM would take {len(payload):,} bytes; keep it under {MAX_BYTES:,}.")
     folder.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256(payload).hexdigest()
     write_atomic(folder / "small_sam.json", json.dumps(config.to_dict(), indent=1) + "\n")
-    write_atomic(folder / "README.md", _card(config, training, pictures, scores, digest, len(payload)))
-    write_atomic(folder / "model.safetensors", payload)
+    card = _card(config, training, pictures, scores, payload, None if started is None else started / WEIGHTS)
+    write_atomic(folder / "README.md", card)
+    write_atomic(folder / WEIGHTS, payload)
     return folder
 
 
@@ -66,8 +70,8 @@ def _card(
     training: SamTraining,
     pictures: dict[str, int],
     scores: dict[str, PromptScores],
-    digest: str,
-    size: int,
+    payload: bytes,
+    started: Path | None,
 ) -> str:
     figures = "\n".join(
         f"| {name} | {s.images} | {s.masks} | {s.box:.3f} | {s.point:.3f} | {s.point_single:.3f} |"
@@ -78,6 +82,8 @@ def _card(
         f"- {s.steps} steps at {s.size} px, {s.pictures} pictures x {s.prompts} prompts, worlds {s.worlds:.0%}"
         for s in training.stages
     )
+    if started is not None:
+        stages = f"- from the weights whose SHA-256 is `{_hash(started.read_bytes())}`\n{stages}"
     return f"""# The bundled SAM
 
 A small Segment Anything Model: the prompt encoder and mask decoder of SAM at width {config.width}, and a convolutional
@@ -85,7 +91,8 @@ image encoder ({config.image_size} px in, {config.image_size // config.stride} x
 embedding out) in place of the ViT. It stands in for `facebook/sam-vit-base` where nothing can be downloaded; it is no
 replacement for it on photographs.
 
-- **Weights**: `model.safetensors`, fp16 (the positional matrix fp32), {size:,} bytes, SHA-256 `{digest}`
+- **Weights**: `model.safetensors`, fp16 (the positional matrix fp32), {len(payload):,} bytes, SHA-256 \
+`{_hash(payload)}`
 - **Licence**: Apache-2.0, as the rest of this repository
 - **Data**: {sources}, rendered by this repository from pre-training seeds; masks without names; no photograph, no image
   of any downstream data set
@@ -96,10 +103,10 @@ replacement for it on photographs.
 {stages}
 
 AdamW {training.lr:g}, cosine, {training.warmup} warm-up steps, weight decay {training.weight_decay:g}, gradient norm
-clipped at {training.clip:g}, {training.box_share:.0%} box prompts (jittered) and {1 - training.box_share:.0%} points, \
-single-mask output on boxes, best of three masks on points, IoU head on all four masks, 2 BCE + dice; dense \
-grouping loss on the encoder at weight {training.grouping:g}; {"bf16 autocast" if training.bf16 else "fp32"}. \
-Seed {training.seed}.
+clipped at {training.clip:g}, {training.box_share:.0%} box prompts (jittered) and {1 - training.box_share:.0%} points,
+{training.whole_pictures:.0%} whole pictures and {1 - training.whole_pictures:.0%} close-ups, single-mask output on \
+boxes, best of three masks on points, IoU head on all four masks, 2 BCE + dice; dense grouping loss on the encoder at \
+weight {training.grouping:g}; {"bf16 autocast" if training.bf16 else "fp32"}. Seed {training.seed}.
 
 ## Figures
 
@@ -113,3 +120,7 @@ trained on.
 
 Settings as JSON: `{json.dumps(asdict(training), separators=(",", ":"))}`
 """
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
