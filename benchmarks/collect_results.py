@@ -2,26 +2,27 @@
 
     python benchmarks/collect_results.py '[runs/menagerie,runs/menagerie-point]' wps-menagerie
 
-Pages hold a pair of comments, ``<!-- table: NAME -->`` and ``<!-- end -->``; what stands between them is replaced.
+The README's table of all methods (``summary.py``) is made anew with it. Pages hold a pair of comments,
+``<!-- table: NAME -->`` and ``<!-- end -->``; what stands between them is replaced.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from command import run_command
+from pages import spread, with_table
+from summary import PAGE, summarise
 from weakly.errors import UserError
 from weakly.evaluation.protocols import PROTOCOLS
 from weakly.evaluation.records import FLAT_FIGURES, Record, read_records, write_records
 from weakly.files import write_atomic
 
 REPOSITORY = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/results.md")
+PAGES = ("docs/results.md",)
 
 
 def collect(runs: list[Path], name: str, pages: tuple[str, ...] = PAGES) -> int:
@@ -43,7 +44,7 @@ def collect(runs: list[Path], name: str, pages: tuple[str, ...] = PAGES) -> int:
         text = path.read_text(encoding="utf-8")
         content = table(records) if all(p in (records[0].protocols or {}) for p in PROTOCOLS) else stages(records)
         write_atomic(path, with_table(text, name, content))
-    return 0
+    return summarise(REPOSITORY) if (REPOSITORY / PAGE).is_file() else 0
 
 
 def stages(records: Sequence[Record]) -> str:
@@ -87,14 +88,6 @@ def figure(record: Record, name: str) -> float | None:
         return getattr(record, name)  # type: ignore[no-any-return]
     strict = (record.details or {}).get("strict")
     return strict["miou"]["harmonic"] if strict else None
-
-
-def spread(values: Sequence[float | None]) -> str:
-    """``12.3``, or ``12.3 ± 0.4`` of several runs, in percent; a dash where a run has no such figure."""
-    known = [100 * value for value in values if value is not None]
-    if len(known) < len(values):
-        return "-"
-    return f"{mean(known):.1f}" + (f" ± {stdev(known):.1f}" if len(known) > 1 else "")
 
 
 WORDS = {
@@ -174,12 +167,6 @@ def percent(figures: Mapping[str, float | None] | None) -> str:
     if not figures:
         return "-"
     return " / ".join("-" if figures.get(key) is None else f"{100 * figures[key]:.1f}" for key in ("miou", "macc"))
-
-
-def with_table(text: str, name: str, content: str) -> str:
-    """The page with what stands between its markers replaced; a page without them stays as it is."""
-    pattern = re.compile(rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-    return pattern.sub(lambda match: f"{match[1]}\n{content}\n\n{match[2]}", text)
 
 
 if __name__ == "__main__":

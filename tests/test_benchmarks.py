@@ -358,3 +358,50 @@ def test_a_table_tells_figures_on_different_weights_apart() -> None:
     mixed = collect_results.stages([record("a", 0.1, "abc"), record("b", 0.2, None)])
     assert "| a | abc | 10.0 |" in mixed and "| b | - | 20.0 |" in mixed
     assert "(weights `abc`, others not named)" in mixed
+
+
+class TestSummary:
+    @pytest.fixture
+    def results(self, tmp_path: Path) -> Path:
+        same = {"data": "d", "split": "val", "images": 5, "row": "final"}
+        records = [
+            *(
+                Record(method="a", preset="default", seed=seed, miou=miou, **same)
+                for seed, miou in ((1, 0.1), (2, 0.3))
+            ),
+            Record(method="a", preset="plus", miou=0.5, **same),
+            Record(method="bound", protocols={"p": {"miou": 0.9}}, **same),
+        ]
+        write_records(tmp_path / "a-d.json", records)
+        return tmp_path
+
+    def row(self, **changes: object) -> object:
+        summary = load_benchmark("summary")
+        known = {
+            "give": "tags",
+            "get": "masks",
+            "method": "A",
+            "result": "a-d",
+            "figure": "miou",
+            "figure_name": "mIoU",
+        }
+        return summary.Row(**{**known, "published": {"method": "a", "preset": "default"}, **changes})
+
+    def test_a_line_has_the_method_our_variant_and_what_to_compare_with(self, results: Path) -> None:
+        row = self.row(plus={"preset": "plus"}, beside={"method": "bound"}, beside_name="truth")
+        text = load_benchmark("summary").summary(results, [row])
+        assert "| tags | masks (A) | d `val`, 5 images | mIoU | 20.0 ± 14.1 | 50.0 | -, truth |" in text
+
+    def test_a_figure_of_a_protocol_is_found_by_both_names(self, results: Path) -> None:
+        text = load_benchmark("summary").summary(results, [self.row(published={"method": "bound"}, figure="p.miou")])
+        assert "| 90.0 | - | - |" in text
+
+    def test_a_row_without_its_record_is_an_error(self, results: Path) -> None:
+        with pytest.raises(UserError, match=r"a-d\.json: no record of .*'rival'"):
+            load_benchmark("summary").summary(results, [self.row(published={"method": "rival"})])
+
+    def test_the_readme_shows_what_the_committed_records_say(self) -> None:
+        summary = load_benchmark("summary")
+        assert (
+            summary.summary(summary.REPOSITORY / "docs" / "results") in (summary.REPOSITORY / "README.md").read_text()
+        )
