@@ -18,6 +18,7 @@ from weakly.evaluation.detection import (
     match_image,
     voc_detection_ap,
 )
+from weakly.evaluation.instance_scoring import InstanceEvaluator
 from weakly.segmentation import Segmentation, encode_masks
 from weakly.vocabulary import Vocabulary
 
@@ -183,3 +184,27 @@ def test_coco_crowds_are_no_misses_and_nothing_is_printed(capsys: pytest.Capture
     empty = coco_detection_ap([(truth, instances())], ONE)
     assert empty.figures["ap"] == 0
     assert capsys.readouterr().out == ""
+
+
+class TestAllBoxesTogether:
+    """Precision and recall of boxes that were chosen, whatever their scores."""
+
+    def details(self, *pairs: tuple[Segmentation, Segmentation]) -> dict[str, float]:
+        evaluator = InstanceEvaluator(TWO)
+        for truth, found in pairs:
+            evaluator.update(truth, found)
+        return evaluator.compute().details["all_boxes"]
+
+    def test_a_worked_example(self):
+        """Of three boxes two are right, of four true ones two are found; a lower score changes nothing."""
+        first = (instances((HERE, 0), (THERE, 0)), instances((HERE, 0, 0.9), (AWAY, 0, 0.8)))
+        second = (instances((HERE, 1), (AWAY, 0)), instances((HERE, 1, 0.1)))
+        assert self.details(first, second) == {"precision": pytest.approx(2 / 3), "recall": 0.5}
+
+    def test_difficult_truth_is_neither_missed_nor_an_error(self):
+        truth = instances((HERE, 0), (THERE, 0), origin={1: {"difficult": True}})
+        assert self.details((truth, instances((HERE, 0), (THERE, 0)))) == {"precision": 1.0, "recall": 1.0}
+
+    def test_nothing_predicted_has_no_precision(self):
+        found = self.details((instances((HERE, 0)), instances()))
+        assert math.isnan(found["precision"]) and found["recall"] == 0

@@ -55,6 +55,13 @@ def test_the_released_code_divides_by_the_range_alone() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("mode", ["adaptive", "published", "released", "top1", "threshold"])
+def test_every_rule_tells_what_the_detector_said(mode: str) -> None:
+    truth = choose(WORKED, mode=mode, threshold=0.01)
+    said = {(x, y, x + w, y + h): np.float32(score) for (x, y, w, h), _, score in WORKED}
+    assert [said[tuple(box)] for box in truth.boxes.tolist()] == truth.confidence.tolist()
+
+
 @pytest.mark.parametrize("mode", ["adaptive", "published"])
 def test_min_max_drops_the_worst(mode: str) -> None:
     assert kept(choose(WORKED, mode=mode)) == [(0, 1.0), (0, 0.5), (1, 1.0), (1, 0.7368)]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from weakly.evaluation.detection import box_iou, coco_scores, corloc, voc_detection_ap
+from weakly.evaluation.detection import Matched, box_iou, coco_scores, corloc, match_voc, voc_scores
 from weakly.evaluation.instances import mask_iou, voc_instance_ap
 from weakly.evaluation.proposals import proposal_recall
 from weakly.segmentation import Segmentation
@@ -53,7 +53,8 @@ class InstanceEvaluator:
     """Average precision of boxes or of masks; memory: boxes and run-length encodings of the split.
 
     ``ap50`` is VOC's, with the area under the curve, ``ap`` COCO's; VOC 2007's eleven points are among the details, and
-    so is CorLoc of boxes, which means something on images whose tags were known.
+    so are CorLoc of boxes, which means something on images whose tags were known, and the precision and recall of all
+    boxes together, whatever their scores, which mean something of boxes that were chosen, as pseudo truth is.
 
     Attributes:
         vocabulary: C categories.
@@ -74,9 +75,11 @@ class InstanceEvaluator:
         coco = coco_scores(pairs, vocabulary, "bbox" if self.kind == "boxes" else "segm")
         details: dict[str, Any] = {"scored": self.kind, "coco": dict(coco.figures)}
         if self.kind == "boxes":
-            voc = voc_detection_ap(pairs, vocabulary, interpolation="area")
-            eleven = voc_detection_ap(pairs, vocabulary, interpolation="11point")
-            details["voc07_ap50"] = eleven.figures["ap50"]
+            overlaps = ((truth, found, box_iou(found.boxes, truth.boxes)) for truth, found in pairs)
+            matched = match_voc(overlaps, len(vocabulary), (0.5,))
+            voc = voc_scores(matched, vocabulary, (0.5,), "area")
+            details["voc07_ap50"] = voc_scores(matched, vocabulary, (0.5,), "11point").figures["ap50"]
+            details["all_boxes"] = precision_and_recall(matched)
             found = corloc(pairs, vocabulary).figures["corloc"]
             extra = {"corloc": found}
         else:
@@ -90,6 +93,18 @@ class InstanceEvaluator:
             images=voc.images,
             null_images=sum(len(prediction) == 0 for _, prediction in pairs),
         )
+
+
+def precision_and_recall(matched: Matched) -> dict[str, float]:
+    """Of all predictions of a split at its first threshold: the share that is right, and of the truth that is found.
+
+    NaN where there are no predictions, or is no truth.
+    """
+    right, counted, truths = (int(each.sum()) for each in (matched.hits[0], matched.counted[0], matched.truths))
+    return {
+        "precision": right / counted if counted else float("nan"),
+        "recall": right / truths if truths else float("nan"),
+    }
 
 
 @dataclass(eq=False)

@@ -66,12 +66,15 @@ class PseudoTruth(NamedTuple):
         boxes: (m, 4) float32.
         labels: (m,) int64, ascending.
         scores: (m,) float32, normalised as the mode has it; within a category descending (``released``: as listed).
+        confidence: (m,) float32, what the detector said: normalised scores rank nothing across images, since the best
+            box of every tag has the same.
         missing: (t,) int64 tags of the image that no box stands for.
     """
 
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     scores: NDArray[np.float32]
+    confidence: NDArray[np.float32]
     missing: NDArray[np.int64]
 
 
@@ -94,12 +97,13 @@ def pseudo_truth(found: Detections, tags: NDArray[np.bool_], settings: PseudoTru
     boxes, labels = found.boxes[usable], found.labels[usable]
     scores = found.scores[usable].astype(np.float64)
     kept, values = _choose(boxes.astype(np.float64), labels, scores, settings)
-    boxes, labels, values = boxes[kept], labels[kept], values[kept]
+    boxes, labels, values, said = boxes[kept], labels[kept], values[kept], scores[kept]
     # Ties in score are ordered by the boxes, so that the order of the detections leaves no trace.
     keys = (labels,) if settings.mode == "released" else (*boxes.T[::-1], -values, labels)
     order = np.lexsort(keys)
     missing = np.setdiff1d(np.flatnonzero(tags), labels)
-    return PseudoTruth(boxes[order], labels[order], values[order].astype(np.float32), missing)
+    chosen = (values[order].astype(np.float32), said[order].astype(np.float32))
+    return PseudoTruth(boxes[order], labels[order], *chosen, missing)
 
 
 def adaptive_choice(

@@ -61,8 +61,8 @@ class Stages:
         return [(each.boxes, each.labels, each.scores.clip(0, 1)) for each in self._found]
 
     def pseudo_truth(self) -> list[Boxes]:
-        """What counts as truth."""
-        return [(each.boxes, each.labels, each.scores.clip(0, 1)) for each in self._truths]
+        """What counts as truth, ranked by what the detector said, so that all rules are compared by their choice."""
+        return [(each.boxes, each.labels, each.confidence.clip(0, 1)) for each in self._truths]
 
     def panels(self, sample: Sample) -> list[Panel]:
         """What every stage makes of one image of the dataset, in order; stages without anything have no panel.
