@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from weakly.evaluation.coco_detection import coco_detection_ap
 from weakly.evaluation.detection import (
     average_precision,
     box_iou,
-    coco_detection_ap,
     corloc,
     match_image,
     voc_detection_ap,

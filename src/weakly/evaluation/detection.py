@@ -1,10 +1,10 @@
-"""How detections are scored: VOC's average precision, CorLoc and COCO's average precision (weaksam, section 7).
+"""How detections are scored: VOC's average precision and CorLoc (weaksam, section 7).
 
 Everything here goes through a stream of (truth, prediction), one pair of :class:`Segmentation` per image, and scores
 their ``boxes``. All figures are fractions; NaN where nothing could be averaged.
 
 A true instance whose provenance says ``{"difficult": True}`` counts neither as found nor as missed, and what finds it
-is no error; ``{"crowd": True}`` means the same to COCO, whose crowds may be found any number of times.
+is no error.
 
 VOC's tools count the pixels of corners that are both inside the box, hence their ``+ 1``. The boxes of this package
 end one past their last pixel: the plain IoU of (0, 0, 10, 10) is what those tools compute for (0, 0, 9, 9). Published
@@ -15,27 +15,20 @@ Symbols: D predictions and G true instances of an image, T thresholds, C categor
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-from weakly.segmentation import Segmentation, rle_areas
+from weakly.segmentation import Segmentation
 from weakly.vocabulary import Vocabulary
 
 Pairs = Iterable[tuple[Segmentation, Segmentation]]
 """Truth and prediction of one image after another."""
 
 Interpolation = Literal["11point", "area"]
-
-COCO_SIDES = {"small": (0, 32), "medium": (32, 96), "large": (96, 1e5)}
-"""Square roots of COCO's area ranges."""
 
 
 @dataclass(frozen=True)
@@ -126,50 +119,6 @@ def corloc(pairs: Pairs, vocabulary: Vocabulary) -> DetectionScores:
     return DetectionScores({"corloc": mean(found)}, rows, images)
 
 
-def coco_detection_ap(pairs: Pairs, vocabulary: Vocabulary) -> DetectionScores:
-    """COCO's average precision of boxes, by pycocotools: see :func:`coco_scores`."""
-    return coco_scores(pairs, vocabulary, "bbox")
-
-
-def coco_scores(pairs: Pairs, vocabulary: Vocabulary, kind: Literal["bbox", "segm"]) -> DetectionScores:
-    """COCO's figures, as pycocotools computes them with up to 100 predictions per image.
-
-    Memory: boxes, and of ``segm`` the run-length encoded masks, of all images.
-
-    Returns:
-        ``ap`` over IoU 0.5 to 0.95, ``ap50``, ``ap75``, ``ap_small``, ``ap_medium``, ``ap_large``, and the average
-        recall ``ar``: means over the categories that have a true instance.
-    """
-    truth_rows: list[dict[str, Any]] = []
-    found_rows: list[dict[str, Any]] = []
-    sizes: list[dict[str, Any]] = []
-    for image, (truth, prediction) in enumerate(pairs):
-        sizes.append({"id": image, "height": truth.size[0], "width": truth.size[1]})
-        truth_rows += _rows(truth, image, kind)
-        found_rows += _rows(prediction, image, kind)
-    for number, row in enumerate(truth_rows):
-        row["id"] = number + 1  # pycocotools takes 0 for "no match"
-    categories = [{"id": i, "name": name} for i, name in enumerate(vocabulary.names)]
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        evaluation = _evaluate(sizes, truth_rows, found_rows, categories, kind)
-    precision, recall = evaluation["precision"], evaluation["recall"]  # (T, R, C, areas, limits), (T, C, areas, limits)
-    by_class = {
-        "ap": precision[:, :, :, 0, -1],
-        "ap50": precision[:1, :, :, 0, -1],
-        "ap75": precision[5:6, :, :, 0, -1],
-        **{f"ap_{name}": precision[:, :, :, i + 1, -1] for i, name in enumerate(COCO_SIDES)},
-        "ar": recall[:, None, :, 0, -1],
-    }
-    figures = {name: _class_means(values) for name, values in by_class.items()}
-    truths, found = (
-        np.bincount([row["category_id"] for row in rows if not row["iscrowd"]], minlength=len(vocabulary))
-        for rows in (truth_rows, found_rows)
-    )
-    return DetectionScores(
-        {name: mean(values) for name, values in figures.items()}, _table(vocabulary, figures, truths, found), len(sizes)
-    )
-
-
 def box_iou(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
     """(D, G) IoU of (D, 4) and (G, 4) boxes; 0 where both have no area."""
     a, b = first.astype(np.float64), second.astype(np.float64)
@@ -256,7 +205,7 @@ def voc_scores(
     predictions = np.bincount(labels, minlength=len(vocabulary))
     return DetectionScores(
         {name: mean(values) for name, values in figures.items()},
-        _table(vocabulary, figures, matched.truths, predictions),
+        class_table(vocabulary, figures, matched.truths, predictions),
         matched.images,
     )
 
@@ -295,12 +244,13 @@ def mean(values: NDArray[np.float64]) -> float:
     return float(defined.mean()) if len(defined) else float("nan")
 
 
-def _table(
+def class_table(
     vocabulary: Vocabulary,
     figures: Mapping[str, NDArray[np.float64]],
     truths: NDArray[np.int64],
     predictions: NDArray[np.int64],
 ) -> list[dict[str, Any]]:
+    """One row per category: its name, (C,) figures, true instances and predictions."""
     return [
         {
             "name": name,
@@ -310,56 +260,3 @@ def _table(
         }
         for i, name in enumerate(vocabulary.names)
     ]
-
-
-def _class_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(C,) means of (T, R, C) figures; pycocotools writes -1 for a category without a true instance."""
-    flat = values.reshape(-1, values.shape[2])
-    return np.where((flat > -1).all(0), flat.mean(0), np.nan)
-
-
-def _rows(segmentation: Segmentation, image: int, kind: str) -> list[dict[str, Any]]:
-    """COCO annotations or results of an image; the area is that of what is scored."""
-    sides = segmentation.boxes[:, 2:] - segmentation.boxes[:, :2]
-    areas = rle_areas(segmentation.rles) if kind == "segm" else sides.prod(1)
-    return [
-        {
-            "image_id": image,
-            "category_id": int(label),
-            "bbox": [float(box[0]), float(box[1]), float(side[0]), float(side[1])],
-            "area": float(area),
-            "iscrowd": int(bool(origin.get("crowd"))),
-            "score": float(score),
-            **({"segmentation": dict(rle)} if kind == "segm" else {}),
-        }
-        for rle, box, side, area, label, score, origin in zip(
-            segmentation.rles,
-            segmentation.boxes,
-            sides,
-            areas,
-            segmentation.labels,
-            segmentation.scores,
-            segmentation.provenance,
-            strict=True,
-        )
-    ]
-
-
-def _evaluate(
-    images: list[dict[str, Any]],
-    truth: list[dict[str, Any]],
-    found: list[dict[str, Any]],
-    categories: list[dict[str, Any]],
-    kind: str,
-) -> Mapping[str, NDArray[np.float64]]:
-    documents = []
-    for rows in (truth, [{**row, "id": number + 1, "iscrowd": 0} for number, row in enumerate(found)]):
-        document = COCO()
-        document.dataset = {"info": {}, "images": images, "annotations": rows, "categories": categories}
-        document.createIndex()
-        documents.append(document)
-    evaluation = COCOeval(*documents, kind)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    result: Mapping[str, NDArray[np.float64]] = evaluation.eval
-    return result

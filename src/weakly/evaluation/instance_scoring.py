@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from weakly.evaluation.detection import Matched, box_iou, coco_scores, corloc, match_voc, voc_scores
+from weakly.evaluation.coco_detection import coco_scores
+from weakly.evaluation.detection import Matched, box_iou, corloc, match_voc, voc_scores
 from weakly.evaluation.instances import mask_iou, voc_instance_ap
 from weakly.evaluation.proposals import proposal_recall
 from weakly.segmentation import Segmentation

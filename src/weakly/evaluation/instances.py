@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from weakly.evaluation.detection import DetectionScores, Interpolation, Pairs, coco_scores, match_voc, voc_scores
+from weakly.evaluation.coco_detection import coco_scores
+from weakly.evaluation.detection import DetectionScores, Interpolation, Pairs, match_voc, voc_scores
 from weakly.segmentation import Rle
 from weakly.vocabulary import Vocabulary
 
