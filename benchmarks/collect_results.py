@@ -67,8 +67,9 @@ def stages(records: Sequence[Record]) -> str:
         cells = ["-" if value is None else str(value) for value in known]
         cells += [spread([figure(record, name) for record in row]) for name in figures]
         lines.append("| " + " | ".join(cells) + " |")
-    shared = [f"{word} {first_of(records, name)}" for name, word in WORDS.items() if name not in (*words, "seed")]
-    shared = [words for words in shared if not words.endswith(" -") and not words.startswith("weights ")]
+    elsewhere = (*words, "seed", "segmenter_weights")
+    shared = [f"{word} {first_of(records, name)}" for name, word in WORDS.items() if name not in elsewhere]
+    shared = [words for words in shared if not words.endswith(" -")]
     named = f"seeds {', '.join(map(str, sorted(seeds)))}" if len(seeds) > 1 else f"seed {first_of(records, 'seed')}"
     segmenter = first_of(records, "segmenter")
     about = f"{records[0].data} at {records[0].resolution}"

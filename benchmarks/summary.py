@@ -1,6 +1,6 @@
 """The README's one table of figures, from the records of docs/results; ``collect_results.py`` makes it anew.
 
-python benchmarks/summary.py
+Alone: ``python benchmarks/summary.py``.
 """
 
 from __future__ import annotations
@@ -128,9 +128,8 @@ ROWS = (
 def summarise(repository: Path = REPOSITORY, page: str = PAGE) -> int:
     """Write the table named ``summary`` into a page."""
     path = repository / page
-    write_atomic(
-        path, with_table(path.read_text(encoding="utf-8"), "summary", summary(repository / "docs" / "results"))
-    )
+    text = path.read_text(encoding="utf-8")
+    write_atomic(path, with_table(text, "summary", summary(repository / "docs" / "results")))
     return 0
 
 

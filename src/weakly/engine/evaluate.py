@@ -30,7 +30,7 @@ from weakly.evaluation.coco_results import read_coco_results
 from weakly.evaluation.records import Record, update_records
 from weakly.evaluation.scoring import Scoring
 from weakly.files import write_json
-from weakly.foundation.weights import weights_digest
+from weakly.foundation.weights import segmenter_weights
 from weakly.labels import Sample
 from weakly.methods.base import ImageSource, Method, Score, Skipped, Workspace, find_method
 from weakly.segmentation import Segmentation
@@ -333,7 +333,7 @@ def _common_fields(recipe: Recipe, dataset: Dataset, command: str) -> dict[str, 
 
 
 def _segmenter_fields(segmenter: str | None) -> dict[str, str | None]:
-    weights = None if segmenter is None else weights_digest(segmenter)
+    weights = None if segmenter is None else segmenter_weights(segmenter)
     return {"segmenter": segmenter, "segmenter_weights": weights}
 
 
