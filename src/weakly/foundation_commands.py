@@ -15,7 +15,7 @@ from weakly.commands import DONE
 
 def foundation_train_sam(
     out: Path,
-    recipe: Literal["cpu", "cpu-more", "gpu"] = "cpu",
+    recipe: Literal["cpu", "cpu-more", "cpu-fine", "gpu"] = "cpu",
     steps: int | None = None,
     start: Path | None = None,
     worlds: int = 6016,
@@ -30,7 +30,8 @@ def foundation_train_sam(
 
     Args:
         out: folder of pictures, checkpoint and log; the result is its sub-folder sam/, in the bundled form.
-        recipe: cpu (two cores, about an hour and a half), cpu-more (as long again, for weights given as start) or gpu.
+        recipe: cpu (two cores, about an hour and a half), cpu-more (as long again, for weights given as start),
+            cpu-fine (the same, every other step on finer pictures) or gpu.
         steps: optimisation steps; default: the recipe's.
         start: a folder of an earlier result to start from; default: random weights.
         worlds: rendered pre-training worlds.

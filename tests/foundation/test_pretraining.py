@@ -26,6 +26,7 @@ from weakly.foundation.pretraining.measure import PromptScores, best_iou, datase
 from weakly.foundation.pretraining.pictures import PictureBank, render_bank, world
 from weakly.foundation.pretraining.prompts import (
     PromptBatch,
+    StepBatches,
     centre_points,
     draw_batch,
     inner_points,
@@ -170,6 +171,20 @@ class TestPrompts:
 
         assert [seen_whole(share) for share in (0.0, 1.0)] == [0, 24]
         assert 4 <= seen_whole(0.4) <= 16
+
+    @pytest.mark.parametrize(("power", "low", "high"), [(0.0, 0.35, 0.65), (1.0, 0.0, 0.15)])
+    def test_how_often_small_regions_are_asked_for(self, power, low, high):
+        levels = np.zeros((1, 3, 64, 64), np.uint8)
+        levels[:, 1, :, :31], levels[:, 1, 10:20, 40:50] = 1, 2
+        images = np.zeros((1, 64, 64, 3), np.uint8)
+        bank = [(PictureBank(images, levels), 1.0)]
+        batch = draw_batch(np.random.default_rng(0), bank, 64, 200, 1, whole=1.0, area_power=power)
+        assert low <= float((batch.masks.sum((1, 2)) == 100).float().mean()) <= high
+
+    def test_steps_of_a_stage_take_its_sizes_in_turn(self, leaves):
+        stage = SamStage(64, 4, pictures=1, prompts=1, turns=(32,))
+        batches = StepBatches(leaves, None, SamTraining(stages=(stage,)))
+        assert [batches[step].pixels.shape[-1] for step in range(4)] == [64, 32, 64, 32]
 
     @given(st.integers(0, 2**32 - 1))
     def test_points_lie_inside_any_mask(self, seed):
@@ -419,6 +434,7 @@ class TestRelease:
 
 def test_make_sam_from_nothing_to_a_folder_that_loads(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "CHUNK", 4)
+    monkeypatch.setitem(RECIPES, "cpu", replace(TRAINING, stages=(replace(TRAINING.stages[0], turns=(64,)),)))
     told: list[str] = []
     scores = make_sam(
         tmp_path,
@@ -433,6 +449,8 @@ def test_make_sam_from_nothing_to_a_folder_that_loads(tmp_path, monkeypatch):
     assert list(scores) == [
         "parts of unseen Menagerie worlds",
         "rectangles, val split (photographs, never trained on)",
+        "parts of unseen Menagerie worlds, at 64 px",
+        "rectangles, val split (photographs, never trained on), at 64 px",
     ]
     card = (tmp_path / "sam" / "README.md").read_text()
     for name, figures in scores.items():
@@ -461,7 +479,7 @@ def test_a_compiled_step_has_the_losses_of_an_ordinary_one(leaves):
 
 
 def test_an_unknown_recipe_is_named(tmp_path):
-    with pytest.raises(UserError, match="no recipe 'tpu'.*cpu, cpu-more, gpu"):
+    with pytest.raises(UserError, match="no recipe 'tpu'.*cpu, cpu-more, cpu-fine, gpu"):
         make_sam(tmp_path, recipe="tpu")
 
 

@@ -26,7 +26,7 @@ from weakly.foundation.sam_checkpoint import load_small, sam_from_state
 from weakly.foundation.sam_decoding import decode_wanted
 from weakly.foundation.sam_family import SamFamilySegmenter
 from weakly.foundation.sam_hq import SamHqSegmenter
-from weakly.foundation.weights import BUNDLED_SAM
+from weakly.foundation.weights import bundled_side, is_bundled, segmenter_path
 
 LIBRARY: dict[str, Any] = {
     "sam": SamModel,
@@ -107,7 +107,8 @@ def load_segmenter(name: str, *, pad: Pad = "sam", device: str = "cpu") -> Promp
     """A frozen segmenter by name: SAM, MobileSAM, EfficientSAM, SAM-HQ, SAM 2 or SAM 3's tracker.
 
     Args:
-        name: ``"bundled"``, a folder in Hugging Face or bundled form, a ``.pth`` or ``.pt`` file as SAM's, MobileSAM's
+        name: ``"bundled"``, ``"bundled-384"`` (the same weights, images at another side than their own 256 pixels), a
+            folder in Hugging Face or bundled form, a ``.pth`` or ``.pt`` file as SAM's, MobileSAM's
             or EfficientSAM's authors publish it, or a hub id such as ``"facebook/sam-vit-base"`` (the only form that
             uses the network).
         pad: how images come into the square; segmenters whose authors stretch images do so whatever is asked for, and
@@ -117,9 +118,9 @@ def load_segmenter(name: str, *, pad: Pad = "sam", device: str = "cpu") -> Promp
     Raises:
         UserError: there is no such file or model, it is no segmenter, or it has no such padding.
     """
-    path = BUNDLED_SAM if name == "bundled" else Path(name)
+    path = segmenter_path(name)
     if (path / "small_sam.json").is_file():
-        segmenter: PromptableSegmenter = SamSegmenter(load_small(path), name, pad)
+        segmenter: PromptableSegmenter = SamSegmenter(load_small(path, bundled_side(name)), name, pad)
     elif path.suffix in {".pth", ".pt"}:
         segmenter = _from_file(path, name, pad)
     else:
@@ -146,7 +147,7 @@ def _from_library(path: Path, name: str, pad: Pad) -> PromptableSegmenter:
     """The family of a Hugging Face checkpoint is its configuration's ``model_type``."""
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f"{path} has no config.json; give a folder saved with save_pretrained, or a .pth file.")
-    if not path.is_dir() and (path.is_absolute() or name.startswith(".") or name == "bundled"):
+    if not path.is_dir() and (path.is_absolute() or name.startswith(".") or is_bundled(name)):
         raise UserError(f"There is no segmenter at {path}; give a folder, a .pth file, a hub id or 'bundled'.")
     source = str(path) if path.is_dir() else name
     try:

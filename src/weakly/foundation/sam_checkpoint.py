@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -131,11 +132,15 @@ def config_of(state: dict[str, Tensor]) -> SamConfig:
     )
 
 
-def load_small(folder: Path) -> SamModel:
+def load_small(folder: Path, side: int | None = None) -> SamModel:
     """The bundled SAM's folder: ``small_sam.json`` and ``model.safetensors`` (fp16, widened to fp32).
 
+    Args:
+        folder: of both files.
+        side: S in pixels of the square input; default: the one described.
+
     Raises:
-        UserError: a file is missing or damaged, or the weights are of another shape.
+        UserError: a file is missing or damaged, the weights are of another shape, or the encoder has no such side.
     """
     description, weights = folder / "small_sam.json", folder / "model.safetensors"
     if not weights.is_file():
@@ -148,6 +153,13 @@ def load_small(folder: Path) -> SamModel:
         state = {key: value.float() for key, value in load_file(weights).items()}
     except SafetensorError as error:
         raise UserError(f"{weights} is damaged ({error}); restore the file.") from error
+    if side is not None:
+        config = replace(config, image_size=side)
+    if config.image_size % config.coarsest or not config.image_size:
+        raise UserError(
+            f"The bundled SAM has no side of {config.image_size} px; give a multiple of {config.coarsest}, as in"
+            " bundled-384."
+        )
     model = build_small_sam(config)
     fill_sam(model, state, weights)
     return model

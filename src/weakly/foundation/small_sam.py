@@ -22,7 +22,7 @@ class SmallSamConfig:
     """Sizes of the bundled SAM.
 
     Attributes:
-        image_size: S, side of the square input in pixels.
+        image_size: S, side of the square input in pixels, a multiple of the coarsest stride.
         width: embedding channels and token width.
         stem: channels at stride 2.
         stages: channels at strides 4, 8, 16, 32; the embedding is made at stride 8.
@@ -38,6 +38,7 @@ class SmallSamConfig:
     mlp_dim: int = 512
 
     stride = 8
+    coarsest = 32
 
     def to_dict(self) -> dict[str, Any]:
         """As in ``small_sam.json``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,17 +11,35 @@ BUNDLED_SAM = Path(__file__).parent / "bundled" / "sam"
 
 DIGITS = 12
 
+_BUNDLED = re.compile(r"bundled(?:-(\d+))?")
+
+
+def is_bundled(segmenter: str) -> bool:
+    """Whether a name means the bundled SAM, at its own side (``"bundled"``) or another (``"bundled-384"``)."""
+    return _BUNDLED.fullmatch(segmenter) is not None
+
+
+def bundled_side(segmenter: str) -> int | None:
+    """The side in pixels that a name of the bundled SAM asks for; None: the model's own."""
+    found = _BUNDLED.fullmatch(segmenter)
+    return None if found is None or found[1] is None else int(found[1])
+
+
+def segmenter_path(segmenter: str) -> Path:
+    """Where a segmenter's files are, if its name is no hub id: the package's folder or the path that the name is."""
+    return BUNDLED_SAM if is_bundled(segmenter) else Path(segmenter)
+
 
 def segmenter_weights(segmenter: str) -> str | None:
     """First 12 hex digits of the SHA-256 of a segmenter's file of weights, as ``sha256sum`` and its model card say.
 
     Args:
-        segmenter: ``"bundled"``, a folder, a file, or a hub id.
+        segmenter: ``"bundled"``, ``"bundled-384"``, a folder, a file, or a hub id.
 
     Returns:
         None where no single local file holds the weights, e.g. of a hub id.
     """
-    path = BUNDLED_SAM if segmenter == "bundled" else Path(segmenter)
+    path = segmenter_path(segmenter)
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         return None

@@ -14,7 +14,7 @@ from weakly.foundation.pretraining.recipe import RECIPES
 from weakly.foundation.pretraining.release import release_sam
 from weakly.foundation.pretraining.sam import train_sam
 from weakly.foundation.promptable import PromptableSegmenter
-from weakly.foundation.sam import load_segmenter
+from weakly.foundation.sam import SamSegmenter
 from weakly.foundation.sam_checkpoint import load_small
 from weakly.foundation.small_sam import SmallSamConfig
 
@@ -61,7 +61,7 @@ def make_sam(
         progress: called with (what, done, total).
 
     Returns:
-        Figures by data set, as in the model card.
+        Figures by data set, as in the model card: at the model's own side, and at every other of the last stage.
     """
     config = config or SmallSamConfig()
     if recipe not in RECIPES:
@@ -90,9 +90,12 @@ def make_sam(
     )
     pictures = {"dead-leaves pictures": len(banks["leaves"]), "Menagerie worlds": len(banks["worlds"])}
     release_sam(model, out / "sam", config, training, pictures, {}, start)
-    # Measured as released: fp16 weights read back from the folder.
-    segmenter = load_segmenter(str(out / "sam"), device=device)
-    scores = measure(segmenter, measured, size, photographs)
+    scores = {}
+    for side in sorted({size, *training.stages[-1].sizes}):
+        # Measured as released: fp16 weights read back from the folder.
+        segmenter = SamSegmenter(load_small(out / "sam", side), "trained").to(device)
+        found = measure(segmenter, measured, size, photographs)
+        scores.update({name if side == size else f"{name}, at {side} px": values for name, values in found.items()})
     release_sam(model, out / "sam", config, training, pictures, scores, start)
     return scores
 

@@ -58,6 +58,7 @@ def draw_batch(
     prompts: int,
     *,
     whole: float = 0.4,
+    area_power: float = 0.5,
     min_area: int = 24,
 ) -> PromptBatch:
     """``pictures`` crops at ``size`` pixels with ``prompts`` masks each; each bank with its probability.
@@ -75,8 +76,8 @@ def draw_batch(
     while len(images) < pictures:
         bank = banks[int(rng.choice(len(banks), p=shares))][0]
         row = int(rng.integers(len(bank)))
-        image, levels = _crop(rng, bank.images[row], bank.levels[row], size, whole, min_area)
-        chosen = _choose(rng, levels, prompts, min_area)
+        image, levels = _crop(rng, bank.images[row], bank.levels[row], size, whole, area_power, min_area)
+        chosen = _choose(rng, levels, prompts, area_power, min_area)
         if not chosen:
             continue
         chosen = [chosen[i % len(chosen)] for i in range(prompts)]
@@ -121,7 +122,15 @@ class StepBatches(Dataset[PromptBatch]):
         banks = [(self.leaves, 1.0)]
         if self.worlds is not None:
             banks = [(self.leaves, 1 - stage.worlds), (self.worlds, stage.worlds)]
-        drawn = draw_batch(rng, banks, stage.size, stage.pictures, stage.prompts, whole=self.training.whole_pictures)
+        drawn = draw_batch(
+            rng,
+            banks,
+            stage.size_at(step),
+            stage.pictures,
+            stage.prompts,
+            whole=self.training.whole_pictures,
+            area_power=self.training.area_power,
+        )
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
         return replace(
             drawn,
@@ -137,11 +146,12 @@ def _crop(
     levels: NDArray[np.uint8],
     size: int,
     whole: float,
+    area_power: float,
     min_area: int,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """A square crop resized to ``size``: the whole picture or a close-up; mirrored, sometimes turned."""
     full = image.shape[0]
-    y, x, side = (0, 0, full) if rng.random() < whole else _close_up(rng, levels, min_area)
+    y, x, side = (0, 0, full) if rng.random() < whole else _close_up(rng, levels, area_power, min_area)
     image, levels = image[y : y + side, x : x + side], levels[:, y : y + side, x : x + side]
     if side != size:
         shrink = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
@@ -153,13 +163,15 @@ def _crop(
     return np.rot90(image, turns).copy(), np.rot90(levels, turns, axes=(1, 2)).copy()
 
 
-def _close_up(rng: np.random.Generator, levels: NDArray[np.uint8], min_area: int) -> tuple[int, int, int]:
+def _close_up(
+    rng: np.random.Generator, levels: NDArray[np.uint8], area_power: float, min_area: int
+) -> tuple[int, int, int]:
     """Corner y, x and side of a square in which one region's longer side takes up 20 to 80 % of the width.
 
     Most parts are a few pixels in the whole picture; close up they teach what a boundary is.
     """
     full = levels.shape[1]
-    chosen = _choose(rng, levels, 1, min_area)
+    chosen = _choose(rng, levels, 1, area_power, min_area)
     if not chosen:
         return 0, 0, full
     level, region = chosen[0]
@@ -170,17 +182,19 @@ def _close_up(rng: np.random.Generator, levels: NDArray[np.uint8], min_area: int
     return int(y), int(x), side
 
 
-def _choose(rng: np.random.Generator, levels: NDArray[np.uint8], prompts: int, min_area: int) -> list[tuple[int, int]]:
+def _choose(
+    rng: np.random.Generator, levels: NDArray[np.uint8], prompts: int, area_power: float, min_area: int
+) -> list[tuple[int, int]]:
     """Up to ``prompts`` distinct (level, region id) pairs, levels drawn by :data:`LEVEL_WEIGHTS`.
 
-    Within a level large regions come more often, in proportion to the root of their area.
+    Within a level large regions come more often, in proportion to their area to the power ``area_power``.
     """
     pairs: list[tuple[int, int]] = []
     weights: list[NDArray[np.float64]] = []
     for level, share in enumerate(LEVEL_WEIGHTS):
         areas = np.bincount(levels[level].ravel(), minlength=256)[1:]
         regions = np.flatnonzero(areas >= min_area)
-        extents = np.sqrt(areas[regions])
+        extents = areas[regions] ** area_power
         pairs.extend((level, int(region) + 1) for region in regions)
         weights.append(share * extents / max(extents.sum(), 1.0))
     if not pairs:

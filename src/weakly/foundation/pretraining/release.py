@@ -79,7 +79,8 @@ def _card(
     )
     sources = ", ".join(f"{count:,} {name}" for name, count in pictures.items())
     stages = "\n".join(
-        f"- {s.steps} steps at {s.size} px, {s.pictures} pictures x {s.prompts} prompts, worlds {s.worlds:.0%}"
+        f"- {s.steps} steps at {' and '.join(map(str, s.sizes))} px{' in turn' if s.turns else ''},"
+        f" {s.pictures} pictures x {s.prompts} prompts, worlds {s.worlds:.0%}"
         for s in training.stages
     )
     if started is not None:
@@ -88,8 +89,8 @@ def _card(
 
 A small Segment Anything Model: the prompt encoder and mask decoder of SAM at width {config.width}, and a convolutional
 image encoder ({config.image_size} px in, {config.image_size // config.stride} x {config.image_size // config.stride} \
-embedding out) in place of the ViT. It stands in for `facebook/sam-vit-base` where nothing can be downloaded; it is no
-replacement for it on photographs.
+embedding out; a name such as `bundled-384` asks for another side, a multiple of {config.coarsest}) in place of the ViT.
+It stands in for `facebook/sam-vit-base` where nothing can be downloaded; it is no replacement for it on photographs.
 
 - **Weights**: `model.safetensors`, fp16 (the positional matrix fp32), {len(payload):,} bytes, SHA-256 \
 `{_hash(payload)}`
@@ -104,7 +105,8 @@ replacement for it on photographs.
 
 AdamW {training.lr:g}, cosine, {training.warmup} warm-up steps, weight decay {training.weight_decay:g}, gradient norm
 clipped at {training.clip:g}, {training.box_share:.0%} box prompts (jittered) and {1 - training.box_share:.0%} points,
-{training.whole_pictures:.0%} whole pictures and {1 - training.whole_pictures:.0%} close-ups, single-mask output on \
+{training.whole_pictures:.0%} whole pictures and {1 - training.whole_pictures:.0%} close-ups, regions \
+drawn in proportion to area to the power {training.area_power:g}, single-mask output on \
 boxes, best of three masks on points, IoU head on all four masks, 2 BCE + dice; dense grouping loss on the encoder at \
 weight {training.grouping:g}; {"bf16 autocast" if training.bf16 else "fp32"}. Seed {training.seed}.
 

@@ -125,8 +125,8 @@ def train_sam(
         work: folder of the checkpoint and of ``log.jsonl``.
         config: the model's sizes.
         training: the recipe.
-        report: called every 10 steps with (step, {"loss", "box_iou", "point_iou", "iou_loss", "grouping_loss",
-            "seconds"}).
+        report: called every 10 steps with (step, means over them: {"loss", "box_iou", "point_iou", "iou_loss",
+            "grouping_loss", and "seconds"}).
         save_every: steps between checkpoints.
         until: stop after this step; the next call goes on.
         device: where the model trains.
@@ -155,10 +155,12 @@ def train_sam(
     last = training.total_steps if until is None else until
     batches = StepBatches(leaves, worlds, training)
     loader = DataLoader(batches, sampler=range(first, last), batch_size=None, num_workers=workers)
+    recent: list[dict[str, Tensor]] = []
     for step, batch in enumerate(loader, first):
-        values = _step(trainee, optimiser, losses_of, batch.to(model.device), training, step)
+        recent.append(_step(trainee, optimiser, losses_of, batch.to(model.device), training, step))
         if step % 10 == 9:
-            numbers = {key: float(value) for key, value in values.items()}
+            numbers = {key: float(torch.stack([values[key] for values in recent]).mean()) for key in recent[0]}
+            recent.clear()
             numbers["seconds"] = time.monotonic() - clock
             with (work / "log.jsonl").open("a") as log:
                 log.write(json.dumps({"step": step + 1, "size": training.stage_at(step).size, **numbers}) + "\n")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from weakly.foundation.weights import is_bundled
 from weakly.methods.tables import Baseline, Limits
 from weakly.methods.wps.settings import Jitter, WpsSettings
 
@@ -65,7 +66,7 @@ def small_student(settings: WpsSettings) -> Changes:
 def baselines(settings: WpsSettings) -> dict[str, Baseline]:
     """The other methods as they are published; beside the bundled segmenter at sizes that suit it."""
     regions = Baseline("wps", ("settings", "optimisation"))
-    if settings.segmenter == "bundled":
+    if is_bundled(settings.segmenter):
         return {**small_baselines(settings), "regions": regions}
     on_sam = {"settings.backbone": "segmenter", "settings.weights": None}
     return {
@@ -93,7 +94,7 @@ def small_baselines(settings: WpsSettings) -> dict[str, Baseline]:
     resnet: Changes = {**clipped, "settings.backbone": "resnet18", "settings.side": 128}
     sam: Changes = {**clipped, "settings.backbone": "segmenter"}
     as_detr: Changes = {"settings.detector": "detr", **_in("settings.detr", detr)}
-    modest: Changes = {"preset": "small"} if settings.segmenter == "bundled" else {}  # about its masks
+    modest: Changes = {"preset": "small"} if is_bundled(settings.segmenter) else {}  # about its masks
     return {
         "sam": Baseline("pseudo-mask", ALIKE, {**_SAM, **modest}),
         "faster-rcnn": Baseline("det-sam", keeps, {**resnet, **_in("settings.faster_rcnn", on_image)}),
