@@ -28,12 +28,13 @@ from weakly.methods.weaksam.proposal_settings import GridSettings
 from weakly.methods.weaksam.stages import Stages
 
 GRIDS = (
+    GridSettings(side=12, pred_iou=0.0, stability=0.0, rank="votes", border=1.0, nms=0.6, most=50),
     GridSettings(side=8, pred_iou=0.0, stability=0.0, rank="votes", nms=0.5, most=50),
     GridSettings(side=8, nms=0.3),
     GridSettings(side=8, nms=0.5),
     GridSettings(side=16, nms=0.7),
 )
-"""The recipe's, and the published rule at several densities."""
+"""The recipe's, one of fewer points and without borders, and the published rule at several densities."""
 
 
 def score_proposals(
@@ -74,8 +75,11 @@ def score_proposals(
 
 def told(grid: GridSettings) -> str:
     """What a record calls a grid."""
-    votes = f", {'all' if grid.most is None else grid.most} by votes" if grid.rank == "votes" else ""
-    return f"grid of {grid.side} x {grid.side}, NMS {grid.nms:g}{votes}"
+    told = f"grid of {grid.side} x {grid.side}, NMS {grid.nms:g}"
+    if grid.rank != "votes":
+        return told
+    border = f", borders {grid.border:g}" if grid.border else ""
+    return f"{told}, {'all' if grid.most is None else grid.most} by votes{border}"
 
 
 def overrides_of(grid: GridSettings) -> tuple[Override, ...]:

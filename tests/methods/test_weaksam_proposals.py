@@ -25,6 +25,7 @@ from weakly.methods.weaksam.proposals import (
     GRID,
     PointPrompts,
     Proposals,
+    borders_touched,
     box_votes,
     generate_proposals,
     load_proposals,
@@ -209,6 +210,21 @@ def test_the_grid_may_rank_by_votes_and_keep_the_first():
     np.testing.assert_array_equal(first.boxes, votes.boxes[:5])
 
 
+def test_borders_of_an_image():
+    boxes = np.array([(0, 0, 30, 20), (1, 2, 28, 18), (5, 5, 29, 10), (5, 5, 9, 9)], np.float32)
+    assert borders_touched(boxes, (20, 30)).tolist() == [4, 1, 1, 0]
+    assert borders_touched(boxes[:0], (20, 30)).shape == (0,)
+
+
+def test_votes_count_less_at_the_border_of_the_image():
+    grid = GridSettings(side=4, pred_iou=0, stability=0, nms=1, rank="votes", vote_iou=0.15)
+    wary = replace(grid, border=50.0)
+    found = generate_proposals(Discs(), picture(), PointPrompts(), ProposalSettings(grid=wary))
+    touched = borders_touched(found.boxes, picture().shape[:2])
+    assert 0 < (touched > 0).sum() < len(touched)
+    assert (np.diff(touched > 0) >= 0).all(), "those inside come first"
+
+
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory) -> SamSegmenter:
     return tiny_segmenter(tmp_path_factory.mktemp("sam"))
@@ -350,6 +366,7 @@ def test_the_digest_of_points_tells_what_decides_the_proposals():
         (GridSettings, {"nms": math.nan}, "grid.nms"),
         (GridSettings, {"rank": "size"}, "grid.rank"),
         (GridSettings, {"vote_iou": 2.0}, "grid.vote_iou"),
+        (GridSettings, {"border": -1.0}, "grid.border"),
         (GridSettings, {"most": 0}, "grid.most"),
         (LoadSettings, {"min_side": -1}, "min_side"),
     ],

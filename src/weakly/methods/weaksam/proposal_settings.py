@@ -27,6 +27,8 @@ class GridSettings:
         rank: which boxes come first, and suppress others: those of masks with the higher predicted ``iou``, or those
             with more ``votes``, the sum of the IoU of all boxes of the grid that agree with them.
         vote_iou: least box IoU at which boxes agree.
+        border: votes are divided by 1 + ``border`` times the image borders a box touches; what leaves the image on
+            several sides is mostly background. 0: they are not.
         nms: box IoU over which the box of lower rank goes.
         most: boxes of the grid that are kept, at most, the first ones; null: all.
     """
@@ -37,6 +39,7 @@ class GridSettings:
     stability_offset: float = 1.0
     rank: Rank = "iou"
     vote_iou: float = 0.5
+    border: float = 0.0
     nms: float = 0.3
     most: int | None = None
 
@@ -44,7 +47,8 @@ class GridSettings:
         _require(self.rank in {"iou", "votes"}, "grid.rank", self.rank, "iou or votes")
         _require(self.most is None or self.most >= 1, "grid.most", self.most, "at least 1, or null")
         _require(self.side >= 0, "grid.side", self.side, "a whole number of at least 0")
-        _require(self.stability_offset >= 0, "grid.stability_offset", self.stability_offset, "a number of at least 0")
+        for name in ("stability_offset", "border"):
+            _require(getattr(self, name) >= 0, f"grid.{name}", getattr(self, name), "a number of at least 0")
         for name in ("pred_iou", "stability", "vote_iou", "nms"):
             _require(0 <= getattr(self, name) <= 1, f"grid.{name}", getattr(self, name), "a fraction in [0, 1]")
 

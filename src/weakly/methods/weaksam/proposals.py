@@ -196,7 +196,10 @@ def grid_boxes(
         boxes.append(extents.boxes[keep].cpu().numpy())
         scores.append(iou.flatten()[passed][keep].cpu().numpy())
     found = np.concatenate(boxes)
-    rank = np.concatenate(scores) if settings.rank == "iou" else box_votes(found, settings.vote_iou)
+    if settings.rank == "iou":
+        rank = np.concatenate(scores)
+    else:
+        rank = box_votes(found, settings.vote_iou) / (1 + settings.border * borders_touched(found, frame.size))
     return found[nms(found, rank, settings.nms)[: settings.most]]
 
 
@@ -210,6 +213,16 @@ def box_votes(boxes: NDArray[np.float32], threshold: float) -> NDArray[np.float6
     overlaps = (box_iou(some, every) for some in every.split(VOTERS))
     sums = [torch.where(overlap >= threshold, overlap, 0.0).double().sum(1) for overlap in overlaps]
     return torch.cat([torch.zeros(0, dtype=torch.float64), *sums]).numpy()
+
+
+def borders_touched(boxes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.int64]:
+    """(n,) how many of the four borders of an image of ``size`` (height, width) each of (n, 4) boxes touches.
+
+    A box that begins or ends within one pixel of a border touches it.
+    """
+    height, width = size
+    near = [boxes[:, :2] <= 1, boxes[:, 2:] >= np.array([width - 1, height - 1])]
+    return np.concatenate(near, 1).sum(1)
 
 
 def point_boxes(
