@@ -102,6 +102,7 @@ def test_a_grid_of_the_recall_benchmark_is_what_its_overrides_ask_for(weaksam):
     import weaksam_recall
 
     assert [weaksam_recall.told(grid) for grid in weaksam_recall.GRIDS] == [
+        "grid of 12 x 12, NMS 0.6, 50 by votes, borders 1",
         "grid of 8 x 8, NMS 0.5, 50 by votes",
         "grid of 8 x 8, NMS 0.3",
         "grid of 8 x 8, NMS 0.5",
