@@ -75,11 +75,11 @@ def score_proposals(
 
 def told(grid: GridSettings) -> str:
     """What a record calls a grid."""
-    told = f"grid of {grid.side} x {grid.side}, NMS {grid.nms:g}"
+    name = f"grid of {grid.side} x {grid.side}, NMS {grid.nms:g}"
     if grid.rank != "votes":
-        return told
+        return name
     border = f", borders {grid.border:g}" if grid.border else ""
-    return f"{told}, {'all' if grid.most is None else grid.most} by votes{border}"
+    return f"{name}, {'all' if grid.most is None else grid.most} by votes{border}"
 
 
 def overrides_of(grid: GridSettings) -> tuple[Override, ...]:

@@ -125,8 +125,8 @@ def train_sam(
         work: folder of the checkpoint and of ``log.jsonl``.
         config: the model's sizes.
         training: the recipe.
-        report: called every 10 steps with (step, means over them: {"loss", "box_iou", "point_iou", "iou_loss",
-            "grouping_loss", and "seconds"}).
+        report: called every 10 steps with (step, {"loss", "box_iou", "point_iou", "iou_loss", "grouping_loss",
+            "seconds"}): means over these steps, and the seconds since the start.
         save_every: steps between checkpoints.
         until: stop after this step; the next call goes on.
         device: where the model trains.
